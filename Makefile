@@ -1,0 +1,47 @@
+# make help lists the targets. Everything is set up by the first one you call, in .venv, and nowhere else.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+UV_VERSION := 0.13.8
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.13 python3.11,$(shell $(p) -c '$(FITS)' 2>/dev/null && echo $(p))))
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check lint types bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
+
+setup: $(STAMP)  ## a virtual environment in .venv with all that is needed (about 6 GB on disk, most of it torch)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "metarun needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python"; exit 2; fi
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) (once; a minute or two on a fast line)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable . --group dev
+	@touch $@
+
+run: $(STAMP)  ## meta-train, -validate and -test MAML on the built-in characters (make run ARGS="algo=protonet")
+	@$(BIN)/metarun $(ARGS)
+
+test: $(STAMP)  ## the tests (make test ARGS="-k engines")
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: lint types test  ## what must hold before a change lands: lint, types, tests
+
+lint: $(STAMP)  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy over src, tests and scripts
+	@$(BIN)/mypy
+
+bench: $(STAMP)  ## the engines side by side on this machine
+	@$(BIN)/python scripts/bench.py $(ARGS)
+
+clean:  ## remove .venv and caches; outputs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+	find src tests scripts -name __pycache__ -prune -exec rm -rf {} +

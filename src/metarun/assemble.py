@@ -1,0 +1,58 @@
+"""A RunConfig into parts that work together: data, network, what is learned, engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from metarun.config import RunConfig, check_room
+from metarun.data.pool import DataError
+from metarun.data.tasks import SPLITS, Data, open_images
+from metarun.errors import ConfigError
+from metarun.models.functional import assemble as assemble_net
+from metarun.types import Engine, Meta, Net
+
+DTYPE = torch.float32
+
+
+class Parts(NamedTuple):
+    data: Data
+    net: Net
+    meta: Meta
+    engine: Engine
+
+
+def prepare(config: RunConfig, say: Callable[[str], None]) -> Parts:
+    """Everything that can be wrong with a configuration shows here, before anything is written."""
+    data = open_data(config, say)
+    check_room(config, data, SPLITS)
+    return assemble(config, data)
+
+
+def open_data(config: RunConfig, say: Callable[[str], None]) -> Data:
+    try:
+        if config.kind == "values":
+            data: Data = config.data.open(config.device, DTYPE)  # type: ignore[union-attr]  # kind tells the sources apart
+        else:
+            data = open_images(config.data, config.device, DTYPE, say)  # type: ignore[arg-type]  # as above
+    except DataError as error:
+        raise ConfigError(f"data={config.choices['data']}: {error}") from error
+    return data
+
+
+def assemble(config: RunConfig, data: Data) -> Parts:
+    outputs = config.task.train.ways if config.kind == "classes" else 1
+    try:
+        net, weights = assemble_net(config.model.path, dict(config.model.values), data.item, outputs, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"model={config.choices['model']}: {error}") from error
+    net.module.to(config.device)
+    meta = config.algo.init(net, weights)
+    meta = {group: {name: v.to(config.device) for name, v in params.items()} for group, params in meta.items()}
+    try:
+        engine: Engine = config.engine.build(config.algo, net)
+    except ValueError as error:
+        raise ConfigError(f"engine={config.choices['engine']}: {error}") from error
+    return Parts(data, net, meta, engine)

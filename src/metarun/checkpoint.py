@@ -1,0 +1,84 @@
+"""State in, State out: checkpoints that are whole or not there, readable without the code that wrote them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from metarun.types import BUFFERS, Meta
+
+FORMAT = 1
+
+
+@dataclass
+class State:
+    """All that changes while a run trains."""
+
+    meta: Meta
+    optimizer: Optimizer
+    step: int = 0
+    validated: int = -1  # the step last validated, so that a resume does not do it again
+    best: float | None = None
+    best_step: int | None = None
+    total_s: float = 0.0
+    train_s: float = 0.0  # without validation, saving and start-up
+
+
+def learned(meta: Meta) -> list[Tensor]:
+    """What gradients are taken of, in one fixed order."""
+    return [value for group, params in meta.items() if group != BUFFERS for value in params.values()]
+
+
+def save(path: Path, state: State, about: Mapping[str, Any]) -> None:
+    content = {
+        "format": FORMAT,
+        "meta": state.meta,
+        "optimizer": state.optimizer.state_dict(),
+        "step": state.step,
+        "validated": state.validated,
+        "best": state.best,
+        "best_step": state.best_step,
+        "total_s": state.total_s,
+        "train_s": state.train_s,
+        "about": dict(about),
+    }
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def read(path: Path, device: torch.device) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    assert content["format"] == FORMAT, f"{path}: format {content['format']}, this version reads {FORMAT}"
+    return content
+
+
+def restore(state: State, content: Mapping[str, Any]) -> State:
+    """The saved state; the tensors of `state` are filled, so its optimizer keeps pointing at them."""
+    for group, params in state.meta.items():
+        for name, value in params.items():
+            value.copy_(content["meta"][group][name])
+    state.optimizer.load_state_dict(content["optimizer"])
+    for name in ("step", "validated", "best", "best_step", "total_s", "train_s"):
+        setattr(state, name, content[name])
+    return state
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """The file appears under its name when all of it is on the disk, and not before."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

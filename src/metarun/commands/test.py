@@ -1,0 +1,111 @@
+"""`metarun test RUN_DIR`: the best checkpoint of a run on other episodes, tasks or data; a new result beside the old one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.assemble import Parts, assemble, open_data
+from metarun.checkpoint import read
+from metarun.compose import Composed, overlay
+from metarun.config import RunConfig, check_room, load
+from metarun.errors import ConfigError
+from metarun.evaluate import MEASURE
+from metarun.interrupt import Interrupted, listening
+from metarun.report.result import meta_test
+from metarun.rundir import RunDir, claim, finished, held, protocol, run_dir, write_text
+from metarun.track.console import Console, say, show_result
+from metarun.types import Artifacts, Meta
+
+FREE = ("data", "task", "eval", "algo", "engine", "device", "seed")
+
+
+def test(words: list[str]) -> int:
+    if not words or "=" in words[0]:
+        raise ConfigError("test: name a run directory first, as in: metarun test outputs/.../seed0 eval.test_episodes=2000")
+    folder = Path(words[0])
+    best = run_dir(folder).best
+    if not best.exists():
+        raise ConfigError(f"{folder}: holds no best.pt; a run directory looks like outputs/glyphs-5w1s/maml-1a2b3c4d/seed0")
+    trained = read(best, torch.device("cpu"))
+    config = _config(trained["about"], words[1:])
+    data = open_data(config, say)
+    check_room(config, data, ("test",))
+    parts = assemble(config, data)
+    _fill(parts.meta, trained["meta"], config)
+    shape = f"{config.task.ways}w{config.task.shots}s"
+    place = folder / "test" / f"{config.choices['data']}-{shape}-{config.signature}" / f"seed{config.seed}"
+    with held(place) as run:
+        claim(run, config)
+        summary = finished(run)
+        if summary is None:
+            origin = {"run": str(folder), "best_step": trained["step"], "protocol": protocol(config)}
+            return _carry_out(config, parts, run, origin)
+        say(f"{place}: this test was made before; its result:")
+        show_result(summary, place)
+        return 0
+
+
+def _carry_out(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str, Any]) -> int:
+    console = Console(f"meta-test of {origin['run']}", 0, 0, MEASURE[config.kind])
+    exit_code = 1
+    with listening() as stop:
+
+        def tick(done: int) -> None:
+            console.tick("meta-test", done, config.eval.test_episodes)
+            stop.check()
+
+        try:
+            summary = {**meta_test(config, parts, parts.meta, run, tick), **origin}
+            write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+            console.finish(summary, Artifacts(run.curves, run.episodes, run.scores, run.best, run.config))
+            exit_code = 0
+        except Interrupted as stopped:
+            exit_code = stopped.exit_code
+            console.note(f"{stopped}: nothing was kept of this test; the same command makes it again")
+        finally:
+            console.close(exit_code)
+    return exit_code
+
+
+def _config(about: Mapping[str, Any], words: list[str]) -> RunConfig:
+    """The run's own configuration with what a test may change; the training shape becomes that of the test."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        if key.split(".")[0] not in FREE or key == "algo" or key.startswith("task.train"):
+            raise ConfigError(f"{key}: was settled when the run was trained; a test may set {', '.join(FREE[:3])}, "
+                              f"algo.KEY, {', '.join(FREE[4:])}")
+    composed = overlay(Composed(dict(about["config"]), dict(about["choices"])), words)
+    task = dict(composed.plain["task"])
+    task["train"] = {name: task[name] for name in ("ways", "shots", "queries")}
+    plain = {**composed.plain, "task": task, "track": {"mode": "local"}}
+    return load(plain, composed.choices)
+
+
+def _fill(meta: Meta, trained: Meta, config: RunConfig) -> None:
+    """The trained values; of a head for more ways than asked, its first rows."""
+    for group, params in meta.items():
+        for name, value in params.items():
+            value.copy_(_fitting(trained[group][name], value, name, config))
+
+
+def _fitting(trained: Tensor, wanted: Tensor, name: str, config: RunConfig) -> Tensor:
+    if trained.shape == wanted.shape:
+        return trained
+    rows = wanted.shape[0]
+    if name.startswith("head.") and trained.shape[1:] == wanted.shape[1:]:
+        if trained.shape[0] > rows:
+            return trained[:rows]
+        raise ConfigError(
+            f"task.ways={config.task.ways}: the head of this run was trained for {trained.shape[0]} ways; "
+            f"use at most {trained.shape[0]}, or train a run with task.ways={config.task.ways}"
+        )
+    raise ConfigError(
+        f"data={config.choices['data']}: its items do not fit the trained network ({name} is {list(trained.shape)}, "
+        f"the data needs {list(wanted.shape)}); test on data of the shape it was trained on"
+    )

@@ -1,0 +1,176 @@
+"""YAML files and command-line words into one plain configuration; the only place that meets Hydra."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.conf import conf_dir, groups
+from metarun.errors import ConfigError, nearest
+
+ROOT = "run"
+VERSION = "1.3"  # of Hydra's behaviour
+_MISSING = object()
+
+
+class Composed(NamedTuple):
+    plain: dict[str, Any]
+    choices: dict[str, str]  # group -> file
+
+
+def compose(words: Sequence[str]) -> Composed:
+    """One configuration; a mistake in the words is a ConfigError."""
+    with _session(), _explained():
+        return _alone(hydra_compose(ROOT, overrides=list(words), return_hydra_config=True))
+
+
+def sources(words: Sequence[str]) -> list[tuple[str, Path]]:
+    """(package, file) in the order in which later ones win."""
+    with _session(), _explained():
+        loader = GlobalHydra.instance().config_loader()
+        found = []
+        folders = [Path(source.path.removeprefix("file://")) for source in loader.get_sources()]
+        for default in loader.compute_defaults_list(ROOT, list(words), RunMode.RUN).defaults:
+            files = [folder / f"{default.config_path}.yaml" for folder in folders]
+            file = next((file for file in files if file.is_file()), None)
+            if file is not None:
+                found.append((default.package or "", file))
+        return found
+
+
+def sweep(words: Sequence[str], job: Callable[[Composed, int, int], None], check: Callable[[Composed], None]) -> None:
+    """Every combination in turn, through Hydra's launcher and sweeper; all are checked before the first starts."""
+    hydra = Hydra.create_main_hydra2("metarun", create_config_search_path(str(conf_dir())))
+    try:
+        with _explained():
+            total = _check_all(hydra, words, check)
+        count = itertools.count(1)
+
+        def task(config: DictConfig) -> None:
+            job(_composed(config, HydraConfig.get().runtime.choices), next(count), total)
+
+        with _explained():
+            hydra.multirun(ROOT, task, list(words), with_log_configuration=False)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def overlay(base: Composed, words: Sequence[str]) -> Composed:
+    """Words on top of a configuration that was composed before, perhaps by another version of the YAML."""
+    with _session(), _explained():
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        overrides = parser.parse_overrides(list(words))
+    plain = OmegaConf.create(copy.deepcopy(base.plain))
+    OmegaConf.set_struct(plain, True)
+    choices = dict(base.choices)
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if key in groups() and "/" not in key:
+            plain[key] = compose([f"{key}={value}"]).plain[key]
+            choices[key] = str(value)
+            continue
+        if OmegaConf.select(plain, key, default=_MISSING) is _MISSING:
+            raise ConfigError(unknown_key(key))
+        OmegaConf.update(plain, key, value)
+    return _composed(plain, OmegaConf.create(choices))
+
+
+def complete(words: Sequence[str]) -> None:
+    """Shell completion, as Hydra offers it: install=bash, uninstall=bash, query=bash."""
+    hydra = Hydra.create_main_hydra2("metarun", create_config_search_path(str(conf_dir())))
+    try:
+        hydra.shell_completion(ROOT, list(words))
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _check_all(hydra: Hydra, words: Sequence[str], check: Callable[[Composed], None]) -> int:
+    """How many runs the words mean; 0 where a sweeper of its own decides that as it goes."""
+    config = hydra.compose_config(ROOT, list(words), RunMode.MULTIRUN, with_log_configuration=False)
+    if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+        return 0
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    fixed = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    jobs = BasicSweeper.split_arguments(parser.parse_overrides([*fixed, *words]), max_batch_size=None)[0]
+    for overrides in jobs:
+        check(_alone(hydra.config_loader.load_sweep_config(config, overrides)))
+    return len(jobs)
+
+
+def _alone(config: DictConfig) -> Composed:
+    """Without Hydra's own settings."""
+    choices = config.hydra.runtime.choices
+    with open_dict(config):
+        del config["hydra"]
+    return _composed(config, choices)
+
+
+def _composed(config: DictConfig, choices: DictConfig) -> Composed:
+    chosen = {str(group): str(name) for group, name in choices.items() if name and not str(group).startswith("hydra/")}
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return Composed({str(key): value for key, value in plain.items()}, chosen)
+
+
+@contextmanager
+def _session() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), job_name="metarun", version_base=VERSION):
+        yield
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    first = text.splitlines()[0] if text else type(error).__name__
+    if isinstance(error, MissingConfigException):
+        found = re.search(r"Could not find '(.+)'", text)
+        if found:
+            group, _, name = found[1].rpartition("/")
+            known = groups().get(group, [])
+            return f"{group}={name}: no such choice{nearest(name, known)} ({', '.join(known)})"
+    unknown = re.match(r"(?:In '.+': )?Could not override '(.+)'", first)
+    if unknown:
+        return unknown_key(unknown[1])
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value ({first.rstrip('.')}); put special characters in quotes"
+    return first
+
+
+def unknown_key(key: str) -> str:
+    """The nearest group, or the nearest value of the default composition."""
+    known = [*groups(), *_keys(compose([]).plain, "")]
+    hint = nearest(key, known) or nearest(key.rpartition(".")[2], known)
+    return f"{key}: unknown key{hint or '; metarun show lists all keys'}"
+
+
+def _keys(values: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in values.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")

@@ -1,0 +1,241 @@
+"""Composed YAML in, a frozen RunConfig or a ConfigError out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from metarun.data.tasks import Data, FunctionSource, ImageSource, TaskShape
+from metarun.errors import ConfigError
+from metarun.models.functional import quiet_import
+from metarun.schedule import Schedule
+from metarun.track.wandb import WandbConfig
+from metarun.typed import TARGET, arguments, build, convert, target_class
+from metarun.types import Algorithm, Kind, Split
+
+UNSIGNED = ("seed", "device", "track", "out")  # what may differ between runs of one experiment
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    ways: int
+    shots: int
+    queries: int
+    train: TaskShape
+
+    def __post_init__(self) -> None:
+        for prefix, shape in (("", self.test), ("train.", self.train)):
+            for name in ("ways", "shots", "queries"):
+                _at_least(1, f"{prefix}{name}", getattr(shape, name))
+
+    @property
+    def test(self) -> TaskShape:
+        return TaskShape(self.ways, self.shots, self.queries)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int
+    meta_batch: int
+    clip: float | None
+    clip_by: Literal["value", "norm"]
+    log_every: int
+    save_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "meta_batch", "log_every", "save_every"):
+            _at_least(1, name, getattr(self, name))
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip={self.clip}: need a limit above 0, or null for none")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int
+    val_episodes: int
+    test_episodes: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        _at_least(1, "every", self.every)
+        _at_least(1, "batch", self.batch)
+        for name in ("val_episodes", "test_episodes"):
+            _at_least(2, name, getattr(self, name), " (a confidence interval needs two)")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A class of somebody else's and the arguments it will be called with."""
+
+    cls: type
+    values: Mapping[str, Any]
+
+    @property
+    def path(self) -> str:
+        return f"{self.cls.__module__}.{self.cls.__qualname__}"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    data: ImageSource | FunctionSource
+    task: TaskConfig
+    algo: Algorithm
+    model: Call
+    optim: Call
+    schedule: Schedule
+    engine: Any  # a frozen dataclass with build(algo, net)
+    train: TrainConfig
+    eval: EvalConfig
+    track: WandbConfig | None  # None: the run directory's own files only
+    seed: int
+    device: torch.device
+    out: Path
+    choices: Mapping[str, str]  # group -> the file chosen in it
+    plain: Mapping[str, Any]  # all values as composed, for files and people
+
+    @property
+    def kind(self) -> Kind:
+        return self.data.kind
+
+    @property
+    def signature(self) -> str:
+        signed = {name: value for name, value in self.plain.items() if name not in UNSIGNED}
+        return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def experiment(self) -> str:
+        chosen = self.choices.get("experiment")
+        shape = f"{self.task.ways}w{self.task.shots}s" if self.kind == "classes" else f"k{self.task.shots}"
+        return _file_name(chosen or f"{self.choices['data']}-{shape}")
+
+    @property
+    def group(self) -> str:
+        return f"{self.experiment}/{_file_name(self.choices['algo'])}-{self.signature}"
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.group / f"seed{self.seed}"
+
+
+def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
+    """Every value typed and checked as far as no data is needed."""
+    known = ("data", "task", "algo", "model", "optim", "engine", "train", "eval", "track", "seed", "device", "out")
+    extra = [name for name in plain if name not in known]
+    if extra:
+        raise ConfigError(f"{extra[0]}: unknown key (known: {', '.join(known)})")
+    optim = dict(_group(plain, "optim"))
+    schedule = optim.pop("schedule", None)
+    optim_class = target_class(optim, "optim")
+    if not issubclass(optim_class, torch.optim.Optimizer):
+        raise ConfigError(f"optim.{TARGET}={optim[TARGET]}: need a torch.optim class")
+    if not isinstance(schedule, Mapping):
+        raise ConfigError(f"optim.schedule={schedule}: choose a file: optim/schedule=constant, cosine, step or linear")
+    config = RunConfig(
+        data=_target(plain, "data"),
+        task=build(TaskConfig, plain.get("task"), "task"),
+        algo=_target(plain, "algo"),
+        model=_model(_group(plain, "model")),
+        optim=Call(optim_class, arguments(optim_class, optim, "optim", ("params",))),
+        schedule=cast(Schedule, build(target_class(schedule, "optim.schedule"), schedule, "optim.schedule")),
+        engine=_target(plain, "engine"),
+        train=build(TrainConfig, plain.get("train"), "train"),
+        eval=build(EvalConfig, plain.get("eval"), "eval"),
+        track=_track(_group(plain, "track")),
+        seed=_seed(plain.get("seed")),
+        device=_device(plain.get("device")),
+        out=Path(convert(plain.get("out"), str, "out")),
+        choices=choices,
+        plain=plain,
+    )
+    _check_match(config)
+    return config
+
+
+def check_room(config: RunConfig, data: Data, splits: Sequence[Split]) -> None:
+    """Whether each split can hold the tasks asked of it."""
+    for split in splits:
+        prefix = "task.train" if split == "train" else "task"
+        shape = config.task.train if split == "train" else config.task.test
+        room = data.room(split)
+        if room.classes is not None and shape.ways > room.classes:
+            raise ConfigError(
+                f"{prefix}.ways={shape.ways}: the {split} split has {room.classes} classes; use at most {room.classes}"
+            )
+        needed = shape.shots + shape.queries
+        if room.images is not None and needed > room.images:
+            raise ConfigError(
+                f"{prefix}.shots={shape.shots}, {prefix}.queries={shape.queries}: a class of the {split} split has "
+                f"{room.images} images; use shots + queries <= {room.images}"
+            )
+
+
+def _check_match(config: RunConfig) -> None:
+    name, data = config.choices["algo"], config.choices["data"]
+    if config.kind not in config.algo.kinds:
+        meant = " and ".join(sorted(config.algo.kinds))
+        raise ConfigError(f"algo={name}: is meant for {meant}, data={data} has {config.kind}; choose another of the two")
+    ways, train_ways = config.task.ways, config.task.train.ways
+    if config.algo.uses_head and ways != train_ways:
+        raise ConfigError(
+            f"task.train.ways={train_ways}: algo={name} learns a head for one number of ways and is tested at "
+            f"task.ways={ways}; make them equal, or use protonet"
+        )
+
+
+def _target(plain: Mapping[str, Any], key: str) -> Any:
+    spec = _group(plain, key)
+    return build(target_class(spec, key), spec, key)
+
+
+def _model(spec: Mapping[str, Any]) -> Call:
+    cls = target_class(spec, "model", quiet_import)
+    return Call(cls, arguments(cls, spec, "model", ("shape",)))
+
+
+def _group(plain: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    spec = plain.get(key)
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{key}={spec}: needs a choice, such as {key}=NAME; metarun --help lists the names")
+    return spec
+
+
+def _track(spec: Mapping[str, Any]) -> WandbConfig | None:
+    return None if spec == {"mode": "local"} else build(WandbConfig, spec, "track")
+
+
+def _seed(value: object) -> int:
+    seed: int = convert(value, int, "seed")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed}: need a whole number from 0 to 2^63 - 1")
+    return seed
+
+
+def _device(value: object) -> torch.device:
+    name = convert(value, str, "device")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", name)
+    if not found:
+        raise ConfigError(f"device={name}: no such device; use auto, cpu, cuda or cuda:NUMBER")
+    if found[1] == "cpu":
+        return torch.device("cpu")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(found[2] or 0) >= there:
+        raise ConfigError(f"device={name}: this machine has {there} GPUs that torch can use; use device=auto")
+    return torch.device(name)
+
+
+def _at_least(low: int, name: str, value: int, why: str = "") -> None:
+    if value < low:
+        raise ValueError(f"{name}={value}: need at least {low}{why}")
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)

@@ -1,0 +1,162 @@
+"""From a task's number to its episode: which classes, which images, in which order, gathered on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.data import draw
+from metarun.data.pool import Pool
+from metarun.types import Batch, Episode, Kind, Split
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+CLASS_STREAM, IMAGE_STREAM = 1, 2
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    ways: int
+    shots: int
+    queries: int  # per class
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a split can hold: a task needs ways <= classes and shots + queries <= images. None: no limit (functions)."""
+
+    classes: int | None
+    images: int | None
+
+
+class Tasks(Protocol):
+    """All tasks of one split. Task i is the same whatever is asked for beside it."""
+
+    def __call__(self, index_T: Tensor) -> Episode: ...
+
+
+class Data(Protocol):
+    """A data set on a device."""
+
+    kind: Kind
+    item: tuple[int, ...]  # shape of one x
+
+    def room(self, split: Split) -> Room: ...
+
+    def tasks(self, split: Split, shape: TaskShape, seed: int) -> Tasks: ...
+
+
+class ImageSource(Protocol):
+    """What a file in sources/ answers to become image tasks."""
+
+    kind: ClassVar[Kind]
+
+    @property
+    def mean(self) -> float | tuple[float, ...]: ...
+
+    @property
+    def std(self) -> float | tuple[float, ...]: ...
+
+    @property
+    def rotations(self) -> Literal["none", "train", "all"]: ...
+
+    def load(self, say: Callable[[str], None]) -> Pool: ...
+
+
+class FunctionSource(Protocol):
+    """A source that draws its tasks itself."""
+
+    kind: ClassVar[Kind]
+
+    def open(self, device: torch.device, dtype: torch.dtype) -> Data: ...
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """The one uint8 store on the device, and the classes of each split: (class, quarter turns)."""
+
+    store: Tensor  # [classes, images, C, H, W]
+    classes: dict[Split, Tensor]  # [count, 2]
+    mean: Tensor  # [C, 1, 1]
+    std: Tensor
+    kind: Kind = "classes"
+
+    @property
+    def item(self) -> tuple[int, ...]:
+        return tuple(self.store.shape[2:])
+
+    def room(self, split: Split) -> Room:
+        return Room(len(self.classes[split]), self.store.shape[1])
+
+    def tasks(self, split: Split, shape: TaskShape, seed: int) -> Tasks:
+        return ImageTasks(self, split, shape, seed, _quarter_turns(self.item).to(self.store.device))
+
+
+def open_images(source: ImageSource, device: torch.device, dtype: torch.dtype, say: Callable[[str], None]) -> ImageData:
+    pool = source.load(say)
+    channels = pool.images.shape[2]
+    turned = {"none": (), "train": ("train",), "all": SPLITS}[source.rotations]
+    classes: dict[Split, Tensor] = {}
+    for split in SPLITS:
+        turns = 4 if split in turned else 1
+        numbers = torch.tensor(pool.splits[split], dtype=torch.int64)
+        pairs = [torch.stack([numbers, torch.full_like(numbers, turn)], dim=1) for turn in range(turns)]
+        classes[split] = torch.cat(pairs).to(device)
+
+    def per_channel(value: float | tuple[float, ...]) -> Tensor:
+        return torch.as_tensor(value, dtype=dtype, device=device).broadcast_to(channels)[:, None, None]
+
+    store = torch.from_numpy(np.array(pool.images)).to(device)  # a copy: the pool may be a read-only map
+    return ImageData(store, classes, per_channel(source.mean), per_channel(source.std))
+
+
+def _quarter_turns(item: tuple[int, ...]) -> Tensor:
+    """Row r: where pixel i of an image turned r times by 90 degrees comes from."""
+    height, width = item[1:]
+    grid = torch.arange(height * width).view(height, width)
+    turns = 4 if height == width else 1
+    return torch.stack([torch.rot90(grid, turn).flatten() for turn in range(turns)])
+
+
+@dataclass(frozen=True)
+class ImageTasks:
+    data: ImageData
+    split: Split
+    shape: TaskShape
+    seed: int
+    turns: Tensor  # [4, H * W]
+
+    def __call__(self, index_T: Tensor) -> Episode:
+        index_T = index_T.to(self.data.store.device)
+        class_TN, turn_TN, image_TNI = self.pick(index_T)
+        x_TNI = self.data.store[class_TN[:, :, None], image_TNI]
+        x_TNI = self._turn(x_TNI, turn_TN)
+        x_TNI = (x_TNI.to(self.data.mean.dtype) / 255 - self.data.mean) / self.data.std
+        shots = self.shape.shots
+        return Episode(self._batch(x_TNI[:, :, :shots]), self._batch(x_TNI[:, :, shots:]), index_T)
+
+    def pick(self, index_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes and their turns [T, N], and images [T, N, shots + queries], of each task."""
+        split = SPLITS.index(self.split)
+        classes, images = self.data.classes[self.split], self.data.store.shape[1]
+        class_bits = draw.bits(self.seed, split, index_T, CLASS_STREAM, len(classes))
+        chosen_TN = classes[draw.choose(class_bits, self.shape.ways)]
+        image_bits = draw.bits(self.seed, split, index_T, IMAGE_STREAM, self.shape.ways * images)
+        image_bits = image_bits.view(len(index_T), self.shape.ways, images)
+        image_TNI = draw.choose(image_bits, self.shape.shots + self.shape.queries)
+        return chosen_TN[..., 0], chosen_TN[..., 1], image_TNI
+
+    def _turn(self, x_TNI: Tensor, turn_TN: Tensor) -> Tensor:
+        if self.turns.shape[0] == 1:
+            return x_TNI
+        source = self.turns[turn_TN][:, :, None, None].expand(*x_TNI.shape[:-2], -1)
+        return x_TNI.flatten(-2).gather(-1, source).view(x_TNI.shape)
+
+    def _batch(self, x_TNK: Tensor) -> Batch:
+        tasks, ways, count = x_TNK.shape[:3]
+        y = torch.arange(ways, device=x_TNK.device).repeat_interleave(count)
+        return Batch(x_TNK.flatten(1, 2).contiguous(), y.expand(tasks, -1))

@@ -1,0 +1,13 @@
+"""How an inner loop is executed: here with its whole graph stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metarun.types import StepFn
+
+
+def unroll_graph(step: StepFn, carry: Any, consts: Any, num_steps: int) -> Any:
+    for k in range(num_steps):
+        carry = step(carry, consts, k)
+    return carry

@@ -1,0 +1,145 @@
+"""Meta-training: rare events first, the step last, one exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metarun.checkpoint import State, learned
+from metarun.data.tasks import Tasks
+from metarun.evaluate import Score, better
+from metarun.interrupt import Stop
+from metarun.schedule import Schedule
+from metarun.types import BUFFERS, Aux, Engine, Kind, Meta
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long and how often."""
+
+    steps: int
+    meta_batch: int
+    log_every: int
+    eval_every: int
+    save_every: int
+
+
+class Keeper(Protocol):
+    """Where the loop's results go; owned by the run."""
+
+    def validated(self, state: State, score: Score) -> None: ...
+
+    def best(self, state: State) -> None: ...
+
+    def save(self, state: State) -> None: ...
+
+    def stepped(self, state: State, metrics: dict[str, float]) -> None: ...
+
+
+class NonFinite(Exception):
+    """The training loss is no longer a number."""
+
+    def __init__(self, step: int, tasks: range) -> None:
+        super().__init__(step, tasks)
+        self.step, self.tasks = step, tasks
+
+
+class Watch:
+    """Remembers on the device the first step whose loss or gradient was not finite, so that nobody waits for it every step."""
+
+    def __init__(self, meta_batch: int) -> None:
+        self.meta_batch = meta_batch
+        self.first: Tensor | None = None
+
+    def see(self, step: int, loss: Tensor, grads: list[Tensor]) -> None:
+        never = torch.iinfo(torch.int64).max
+        fine = torch.stack([loss.isfinite(), *(grad.isfinite().all() for grad in grads)]).all()
+        here = torch.where(fine, never, step)
+        self.first = here if self.first is None else torch.minimum(self.first, here)
+
+    def check(self, step: int) -> None:
+        """`step` steps are done; waits for the device."""
+        first = step if self.first is None else int(self.first.item())
+        if first < step:
+            raise NonFinite(first, range(first * self.meta_batch, (first + 1) * self.meta_batch))
+
+
+def due(step: int, every: int) -> bool:
+    return step > 0 and step % every == 0
+
+
+def meta_train(
+    state: State,
+    engine: Engine,
+    train: Tasks,
+    validate: Callable[[State], Score],
+    apply: Callable[[State, Meta], None],
+    pace: Pace,
+    kind: Kind,
+    keep: Keeper,
+    watch: Watch,
+    stop: Stop,
+) -> State:
+    while True:
+        last = state.step == pace.steps
+        if (last or due(state.step, pace.eval_every)) and state.validated != state.step:
+            watch.check(state.step)
+            score = validate(state)
+            state.validated = state.step
+            if better(kind, score.mean, state.best):
+                state.best, state.best_step = score.mean, state.step
+                keep.best(state)
+            keep.validated(state, score)
+        if last or due(state.step, pace.save_every):
+            watch.check(state.step)
+            keep.save(state)
+        if last:
+            return state
+        stop.check()
+        first = state.step * pace.meta_batch
+        episode = train(torch.arange(first, first + pace.meta_batch))
+        grads, aux = engine.meta_grad(state.meta, episode, state.step)
+        watch.see(state.step, aux.metrics["loss"], learned(grads))
+        apply(state, grads)
+        _take(state.meta, aux)
+        state.step += 1
+        if due(state.step, pace.log_every):
+            watch.check(state.step)
+            keep.stepped(state, {f"train/{name}": value.item() for name, value in aux.metrics.items()})
+
+
+def _take(meta: Meta, aux: Aux) -> None:
+    for name, value in aux.buffers.items():
+        meta[BUFFERS][name].copy_(value)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Clip, schedule, optimizer step."""
+
+    schedule: Schedule
+    lr: float
+    total: int
+    clip: float | None
+    clip_by: str
+
+    def __call__(self, state: State, grads: Meta) -> None:
+        parameters, gradients = learned(state.meta), learned(grads)
+        if self.clip is not None and self.clip_by == "value":
+            gradients = [grad.clamp(-self.clip, self.clip) for grad in gradients]
+        elif self.clip is not None:
+            norm = torch.stack([grad.norm() for grad in gradients]).norm()
+            gradients = [grad * (self.clip / norm).clamp(max=1) for grad in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.rate(state.step)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+
+    def rate(self, step: int) -> float:
+        return self.lr * self.schedule.factor(step, self.total)

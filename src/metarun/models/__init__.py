@@ -1,0 +1,1 @@
+"""Networks, and the way from a torch module to pure functions."""

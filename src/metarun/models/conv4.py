@@ -1,0 +1,59 @@
+"""The four-block convolutional body of the few-shot papers (Vinyals 2016, Finn 2017), without its head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarun.models.layers import Norm, norm_layer, pool, require_choice, require_image, require_positive
+
+
+class Block(nn.Module):
+    """3x3 convolution, norm, relu, and halving by the convolution's stride or by a 2x2 max-pool."""
+
+    def __init__(self, channels: int, width: int, stride: int, norm: Norm, eps: float, momentum: float) -> None:
+        super().__init__()
+        # Batch norm takes a bias away again.
+        self.conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm != "batch")
+        self.norm = norm_layer(norm, width, eps, momentum)
+        self.pools = stride == 1
+        nn.init.xavier_uniform_(self.conv.weight)  # as in Finn 2017's code
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        return F.max_pool2d(x, 2) if self.pools else x
+
+
+class Conv4(nn.Module):
+    """x_BCHW -> x_BD, where D is `width` times the number of pixels left, or `width` where these are averaged."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        layers: int,
+        downsample: Literal["stride", "pool"],
+        pooling: Literal["flatten", "mean"],
+        norm: Norm,
+        eps: float,
+        momentum: float,
+    ) -> None:
+        super().__init__()
+        require_image(shape, "Conv4")
+        require_positive(width=width, layers=layers)
+        require_choice("downsample", downsample, ("stride", "pool"))
+        require_choice("pooling", pooling, ("flatten", "mean"))
+        channels, height, breadth = shape
+        if downsample == "pool" and min(height, breadth) < 2**layers:
+            raise ValueError(f"layers={layers}: images of {height}x{breadth} can be halved fewer times; use fewer layers")
+        stride = 2 if downsample == "stride" else 1
+        inputs = [channels] + [width] * (layers - 1)
+        self.blocks = nn.Sequential(*(Block(size, width, stride, norm, eps, momentum) for size in inputs))
+        self.pooling = pooling
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pool(self.blocks(x), self.pooling)

@@ -1,0 +1,78 @@
+"""The meta-test, and what a person wants to see beside its score: every episode's score, a few episodes as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.assemble import Parts
+from metarun.config import RunConfig
+from metarun.data.sources.sine import SineTasks
+from metarun.data.tasks import ImageData, Tasks
+from metarun.evaluate import MEASURE, Score, evaluate
+from metarun.report import plots
+from metarun.rundir import RunDir, write_text
+from metarun.types import Batch, Episode, Meta
+
+PICTURED = 4  # episodes
+GRID = 200  # points of a curve
+
+
+def meta_test(config: RunConfig, parts: Parts, meta: Meta, run: RunDir, tick: Callable[[int], None]) -> dict[str, Any]:
+    """The test split is opened here and nowhere else."""
+    tasks = parts.data.tasks("test", config.task.test, config.seed)
+    score = evaluate(parts.engine, meta, tasks, config.kind, config.eval.test_episodes, config.eval.batch, tick)
+    write_scores(run.scores, score)
+    draw_episodes(parts, meta, tasks, run.episodes)
+    name = MEASURE[config.kind]
+    return {f"test/{name}": score.mean, "test/ci95": score.ci95, "test/episodes": len(score.per_episode)}
+
+
+def write_scores(path: Path, score: Score) -> None:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["index", "score"])
+    rows.writerows(enumerate(score.per_episode.tolist()))
+    write_text(path, text.getvalue())
+
+
+def draw_episodes(parts: Parts, meta: Meta, tasks: Tasks, path: Path) -> None:
+    """The first few tasks of the split: images with predictions, or curves before and after adaptation."""
+    episode = tasks(torch.arange(PICTURED))
+    if isinstance(tasks, SineTasks):
+        _draw_curves(parts, meta, tasks, episode, path)
+    elif isinstance(parts.data, ImageData):
+        predicted = parts.engine.scores(meta, episode).argmax(-1)
+        support_x, query_x = (_pixels(parts.data, batch.x) for batch in (episode.support, episode.query))
+        columns = (support_x, _array(episode.support.y), query_x, _array(episode.query.y), _array(predicted))
+        plots.episodes(list(zip(*columns, strict=True)), path)
+
+
+def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, path: Path) -> None:
+    low, high = tasks.data.source.x
+    grid = torch.linspace(low, high, GRID, dtype=torch.float64, device=episode.index.device)
+    x_TQ = grid.expand(PICTURED, -1)
+    truth = tasks.wave(episode.index, x_TQ)
+    x = x_TQ[..., None].to(episode.support.x.dtype)
+    after = parts.engine.scores(meta, Episode(episode.support, Batch(x, torch.zeros_like(x)), episode.index))
+    with torch.no_grad():
+        before = parts.net(meta["weights"], x[0])[0]
+    flat = (_array(v.squeeze(-1)) for v in (episode.support.x, episode.support.y))
+    columns = (*flat, _array(x_TQ), _array(truth), [_array(before.squeeze(-1))] * PICTURED, _array(after.squeeze(-1)))
+    plots.regression(list(zip(*columns, strict=True)), path)
+
+
+def _pixels(data: ImageData, x: Tensor) -> NDArray[np.uint8]:
+    return _array(((x * data.std + data.mean).clamp(0, 1) * 255).round().to(torch.uint8))
+
+
+def _array(value: Tensor) -> NDArray[np.generic]:
+    return value.cpu().numpy()

@@ -1,0 +1,110 @@
+"""One run from configuration to result, which can be stopped and taken up again at any moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metarun.assemble import Parts, prepare
+from metarun.checkpoint import read
+from metarun.config import RunConfig
+from metarun.errors import RunError
+from metarun.evaluate import Score, evaluate
+from metarun.interrupt import Interrupted, Stop, listening
+from metarun.loop import NonFinite, Pace, meta_train
+from metarun.report import plots
+from metarun.report.result import meta_test
+from metarun.rundir import RunDir, claim, finished, held, write_text
+from metarun.session import Session
+from metarun.track.console import say, show_result
+from metarun.types import Artifacts, Meta
+
+
+@dataclass(frozen=True)
+class Outcome:
+    summary: Mapping[str, Any] | None
+    exit_code: int
+    lost: bool = False  # a thread of W&B hangs: only os._exit leaves the process
+
+
+def execute(config: RunConfig) -> Outcome:
+    parts = prepare(config, say)
+    with held(config.folder) as run:
+        claim(run, config)
+        summary = finished(run)
+        if summary is not None:
+            say(f"{run.path}: this run is finished; its result:")
+            show_result(summary, run.path)
+            return Outcome(summary, 0)
+        with listening() as stop:
+            return _carry_out(config, parts, run, stop)
+
+
+def _carry_out(config: RunConfig, parts: Parts, run: RunDir, stop: Stop) -> Outcome:
+    session = Session(config, parts, run, stop)
+    exit_code, summary = 1, None
+    try:
+        _train(config, parts, session)
+        summary = _test(config, parts, session)
+        exit_code = 0
+    except Interrupted as stopped:
+        exit_code = stopped.exit_code
+        session.leave(str(stopped))
+    except NonFinite as bad:
+        raise RunError(_non_finite(config, run, bad)) from bad
+    finally:
+        session.close(exit_code)
+    return Outcome(summary, exit_code, session.lost)
+
+
+def _train(config: RunConfig, parts: Parts, session: Session) -> None:
+    train, every = config.train, config.eval.every
+    val_tasks = parts.data.tasks("val", config.task.test, config.seed)
+
+    def validate(meta: Meta) -> Score:
+        episodes = config.eval.val_episodes
+        tick = session.ticker("meta-validate", episodes)
+        return evaluate(parts.engine, meta, val_tasks, config.kind, episodes, config.eval.batch, tick)
+
+    meta_train(
+        session.state,
+        parts.engine,
+        parts.data.tasks("train", config.task.train, config.seed),
+        session.untimed(validate),
+        session.outer,
+        Pace(train.steps, train.meta_batch, train.log_every, every, train.save_every),
+        config.kind,
+        session,
+        session.watch,
+        session.stop,
+    )
+
+
+def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
+    """The best checkpoint on the test split, the summary, and the end of the run."""
+    run, state = session.run, session.state
+    best = read(run.best, config.device)["meta"]
+    tested = meta_test(config, parts, best, run, session.ticker("meta-test", config.eval.test_episodes))
+    session.settle()
+    curves, _ = plots.curves(run.metrics, run.curves)
+    summary = {
+        **tested,
+        f"val/best_{session.measure}": state.best,
+        "best_step": state.best_step,
+        "time/total_s": state.total_s,
+        "time/tasks_per_s": config.train.steps * config.train.meta_batch / state.train_s,
+        "protocol": session.protocol,
+    }
+    session.trackers.finish(summary, Artifacts(curves, run.episodes, run.scores, run.best, run.config))
+    write_text(run.summary, json.dumps(summary, indent=2) + "\n")  # last: from here on the run counts as finished
+    return summary
+
+
+def _non_finite(config: RunConfig, run: RunDir, bad: NonFinite) -> str:
+    last = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint was saved before"
+    return (
+        f"step {bad.step}: the loss or its gradient is not finite, on training tasks {bad.tasks.start} to "
+        f"{bad.tasks.stop - 1}; {last}. Lower algo.inner_lr or optim.lr, or set train.clip"
+    )

@@ -1,0 +1,125 @@
+"""One sitting at a run: its state, clocks, trackers and checkpoints, from opening to leaving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metarun.assemble import Parts
+from metarun.checkpoint import State, learned, read, restore, save
+from metarun.config import RunConfig
+from metarun.evaluate import MEASURE, Score
+from metarun.interrupt import Stop
+from metarun.loop import NonFinite, Outer, Watch
+from metarun.rundir import RunDir, protocol, run_id
+from metarun.track import Trackers
+from metarun.track.console import Console
+from metarun.track.jsonl import Jsonl
+from metarun.track.wandb import Identity, Wandb
+from metarun.types import Meta
+
+
+class Session:
+    def __init__(self, config: RunConfig, parts: Parts, run: RunDir, stop: Stop) -> None:
+        self.config, self.run, self.stop = config, run, stop
+        self.protocol = protocol(config)
+        self._known = {"config": dict(config.plain), "choices": dict(config.choices), "protocol": self.protocol}
+        self.measure = MEASURE[config.kind]
+        self.watch = Watch(config.train.meta_batch)
+        train, optim = config.train, config.optim
+        self.state = State(parts.meta, optim.cls(learned(parts.meta), **optim.values))
+        self.outer = Outer(config.schedule, optim.values["lr"], train.steps, train.clip, train.clip_by)
+        metrics_bytes = self._resume()
+        best = (self.state.best, self.state.best_step) if self.state.best is not None else None
+        self.console = Console(f"{config.group}/seed{config.seed}", train.steps, self.state.step, self.measure, best=best)
+        self.jsonl = Jsonl(run.metrics, metrics_bytes)
+        self.wandb = self._wandb()
+        self.trackers = Trackers((self.jsonl, self.console, *((self.wandb,) if self.wandb else ())))
+        self._saved_step = self.state.step if run.last.exists() else -1
+        self._since, self._untimed_s = time.monotonic(), 0.0
+        self._first_step, self._steps_s = self.state.step, 0.0
+        if self.state.step:
+            self.console.note(f"{run.path}: goes on from step {self.state.step} of {train.steps}")
+
+    def _resume(self) -> int:
+        """Fills the state from the last checkpoint; how much of the metrics file belongs to it."""
+        if not self.run.last.exists():
+            return 0
+        content = read(self.run.last, self.config.device)
+        restore(self.state, content)
+        return int(content["about"]["metrics_bytes"])
+
+    def _wandb(self) -> Wandb | None:
+        config, choices = self.config, self.config.choices
+        if config.track is None:
+            return None
+        tags = (choices["algo"], choices["data"], choices["model"], choices["task"])
+        identity = Identity(run_id(self.run), f"{config.group}/seed{config.seed}", config.group, tags)
+        return Wandb(config.track, identity, self.run.path, config.plain, self.console.note)
+
+    @property
+    def lost(self) -> bool:
+        return self.wandb is not None and self.wandb.lost
+
+    def validated(self, state: State, score: Score) -> None:
+        self.trackers.log(state.step, {f"val/{self.measure}": score.mean, "val/ci95": score.ci95})
+
+    def stepped(self, state: State, metrics: dict[str, float]) -> None:
+        self.settle()
+        done = (state.step - self._first_step) * self.config.train.meta_batch
+        times = {"time/total_s": state.total_s, "time/tasks_per_s": done / self._steps_s}
+        self.trackers.log(state.step, {**metrics, "train/lr": self.outer.rate(state.step - 1), **times})
+
+    def best(self, state: State) -> None:
+        save(self.run.best, state, self._about())
+
+    def save(self, state: State) -> None:
+        self.settle()
+        save(self.run.last, state, self._about())
+        self._saved_step = state.step
+
+    def _about(self) -> Mapping[str, Any]:
+        return {**self._known, "metrics_bytes": self.jsonl.position()}
+
+    def settle(self) -> None:
+        """The time since the last call goes into the state."""
+        now = time.monotonic()
+        self.state.total_s += now - self._since
+        self.state.train_s += now - self._since - self._untimed_s
+        self._steps_s += now - self._since - self._untimed_s
+        self._since, self._untimed_s = now, 0.0
+
+    def untimed(self, validate: Callable[[Meta], Score]) -> Callable[[State], Score]:
+        """Validation that does not count as training."""
+
+        def timed(state: State) -> Score:
+            start = time.monotonic()
+            score = validate(state.meta)
+            self._untimed_s += time.monotonic() - start
+            return score
+
+        return timed
+
+    def ticker(self, phase: str, total: int) -> Callable[[int], None]:
+        """What a long evaluation calls between batches: shows how far it is, and ends it when somebody asked to stop."""
+
+        def tick(done: int) -> None:
+            self.console.tick(phase, done, total)
+            self.stop.check()
+
+        return tick
+
+    def leave(self, why: str) -> None:
+        """Stopped between two steps: nothing done so far is lost."""
+        try:
+            self.watch.check(self.state.step)
+            if self.state.step != self._saved_step:
+                self.save(self.state)
+        except NonFinite:
+            self.console.note(f"{why}: the loss is not finite, so nothing was saved after step {self._saved_step}")
+            return
+        self.console.note(f"{why}: saved at step {self.state.step}. The same command goes on from there: {self.run.path}")
+
+    def close(self, exit_code: int) -> None:
+        self.trackers.close(exit_code)

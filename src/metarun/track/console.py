@@ -1,0 +1,230 @@
+"""What a run shows while it goes and when it is done: a live panel on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from metarun.types import Artifacts
+
+Measure = Literal["acc", "mse"]
+LIVE_PER_S = 4
+PLAIN_EVERY_S = 2.0
+PLAIN_WIDTH = 1000  # nothing is folded or cut where no terminal sets a width
+
+
+@dataclass
+class Progress:
+    """The newest of everything worth showing."""
+
+    total_steps: int
+    measure: Measure
+    step: int
+    best: tuple[float, int] | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    phase: tuple[str, int, int] | None = None
+    first: tuple[float, int] | None = None  # when the first step was logged, and which: compilation is not counted as pace
+
+    def take(self, step: int, metrics: Mapping[str, float], now: float) -> None:
+        self.step = step
+        self.metrics |= metrics
+        if self.first is None:
+            self.first = now, step
+        value = metrics.get(f"val/{self.measure}")
+        if value is not None and (self.best is None or self._better(value, self.best[0])):
+            self.best = value, step
+
+    def left_s(self, now: float) -> float | None:
+        if self.first is None or self.step <= self.first[1]:
+            return None
+        return (self.total_steps - self.step) * (now - self.first[0]) / (self.step - self.first[1])
+
+    def parts(self, now: float) -> list[str]:
+        known = self.metrics
+        shown = [f"loss {known['train/loss']:.4f}"] if "train/loss" in known else []
+        if f"train/{self.measure}" in known and not (self.measure == "mse" and "train/loss" in known):
+            shown.append(f"{self.measure} {score(self.measure, known[f'train/{self.measure}'])}")
+        if self.best is not None:
+            shown.append(f"val best {score(self.measure, self.best[0])} (step {self.best[1]})")
+        if "time/tasks_per_s" in known:
+            shown.append(f"{known['time/tasks_per_s']:.0f} tasks/s")
+        return shown
+
+    def validation(self) -> str:
+        text = score(self.measure, self.metrics[f"val/{self.measure}"], self.metrics.get("val/ci95"))
+        return f"val {self.measure} {text}" + ("  best so far" if self.best and self.best[1] == self.step else "")
+
+    def _better(self, value: float, than: float) -> bool:
+        return value > than if self.measure == "acc" else value < than
+
+
+class Console:
+    """A tracker for people. `best` is (value, step) of an earlier session."""
+
+    def __init__(
+        self,
+        title: str,
+        total_steps: int,
+        start_step: int,
+        measure: Measure,
+        stream: TextIO | None = None,
+        best: tuple[float, int] | None = None,
+    ) -> None:
+        self._title, self._progress = title, Progress(total_steps, measure, start_step, best)
+        self._console = rich_console(stream)
+        self._spoke = self._phase_since = float("-inf")
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._panel, console=self._console, refresh_per_second=LIVE_PER_S, transient=True)
+            self._live.start()
+            self._console.show_cursor(True)  # so that a killed run leaves a usable terminal
+        else:
+            self.note(f"{title}: step {start_step} of {total_steps}")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._progress.take(step, metrics, time.monotonic())
+        self._progress.phase = None
+        if self._live is None:
+            validated = f"val/{self._progress.measure}" in metrics
+            last = step == self._progress.total_steps
+            self._speak(self._line(validated), since=float("-inf") if validated or last else self._spoke)
+
+    def tick(self, phase: str, done: int, total: int) -> None:
+        """How far a phase beside training is: data, meta-validate, meta-test."""
+        before, self._progress.phase = self._progress.phase, (phase, done, total) if done < total else None
+        if before is None or before[0] != phase:
+            self._phase_since = time.monotonic()  # a short phase is not worth a line
+        if self._live is None and done < total:
+            self._speak(f"{phase} {done}/{total}", since=max(self._spoke, self._phase_since))
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
+        self._stop()
+        self._console.print(result_table(summary, artifacts.config.parent))
+
+    def close(self, exit_code: int) -> None:
+        unfinished = self._live is not None
+        self._stop()
+        if unfinished:
+            self.note(self._line(validated=False))
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _speak(self, line: str, since: float) -> None:
+        now = time.monotonic()
+        if now - since >= PLAIN_EVERY_S:
+            self._spoke = now
+            self.note(line)
+
+    def _line(self, validated: bool) -> str:
+        now, progress = time.monotonic(), self._progress
+        width = len(str(progress.total_steps))
+        parts = [progress.validation()] if validated else [*progress.parts(now), *self._left(now)]
+        return "  ".join([f"step {progress.step:>{width}}/{progress.total_steps}", *parts])
+
+    def _left(self, now: float) -> list[str]:
+        left = self._progress.left_s(now)
+        return [] if left is None or left <= 0 else [f"{clock(left)} left"]
+
+    def _panel(self) -> Panel:
+        now, progress = time.monotonic(), self._progress
+        name, done, total = progress.phase or ("step", progress.step, progress.total_steps)
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_row(f"{name} {done}/{total}", ProgressBar(total=max(total, 1), completed=done), *self._left(now))
+        rows = Table.grid(expand=True)
+        rows.add_column(no_wrap=True, overflow="ellipsis")
+        rows.add_row(bar)
+        rows.add_row(Text("   ".join(progress.parts(now)) or "starting"))
+        return Panel(rows, title=Text(self._title), title_align="left", border_style="dim", box=box.ROUNDED)
+
+
+def rich_console(stream: TextIO | None = None) -> RichConsole:
+    """Colours and a width where a person sees them; elsewhere plain text without a control character, whatever FORCE_COLOR says."""
+    stream = stream or sys.stdout
+    if stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        return RichConsole(file=stream, force_terminal=True, highlight=False)
+    return RichConsole(
+        file=stream,
+        force_terminal=False,
+        force_interactive=False,
+        color_system=None,
+        width=PLAIN_WIDTH,
+        legacy_windows=False,
+        highlight=False,
+    )
+
+
+def say(text: str) -> None:
+    """One line outside a run."""
+    rich_console().print(Text(text), soft_wrap=True)
+
+
+def show_result(summary: Mapping[str, Any], run_dir: Path) -> None:
+    rich_console().print(result_table(summary, run_dir))
+
+
+def result_table(summary: Mapping[str, Any], run_dir: Path) -> Table:
+    """A finished run on one page, from its summary alone."""
+    table = Table(box=box.ROUNDED, show_header=False, title="Result", title_justify="left", title_style="bold")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in _rows(summary, run_dir):
+        table.add_row(name, Text(text, style="bold" if name.startswith("test") else ""))
+    return table
+
+
+def _rows(summary: Mapping[str, Any], run_dir: Path) -> list[tuple[str, str]]:
+    measure: Measure = "acc" if "test/acc" in summary else "mse"
+    tested = score(measure, summary[f"test/{measure}"], summary.get("test/ci95"))
+    rows = [("test " + _MEASURES[measure], f"{tested} ({summary['test/episodes']} episodes)")]
+    if f"val/best_{measure}" in summary:
+        rows.append(("val best", f"{score(measure, summary[f'val/best_{measure}'])} (step {summary['best_step']})"))
+    rows += [(name, str(summary[name])) for name in ("steps", "seed") if name in summary]
+    if "time/total_s" in summary:
+        rows.append(("time", clock(summary["time/total_s"])))
+    if "time/tasks_per_s" in summary:
+        rows.append(("tasks/s", f"{summary['time/tasks_per_s']:.0f}"))
+    rows.append(("run directory", shortest(run_dir)))
+    named = (("checkpoint", "best.pt"), ("curves", "curves.png"), ("test episodes", "episodes.png"))
+    return rows + [(name, shortest(run_dir / file)) for name, file in named if (run_dir / file).exists()]
+
+
+_MEASURES = {"acc": "accuracy", "mse": "mean squared error"}
+
+
+def score(measure: Measure, value: float, ci95: float | None = None) -> str:
+    if measure == "acc":
+        return f"{100 * value:.2f}" + (f" +- {100 * ci95:.2f}" if ci95 is not None else "") + " %"
+    return f"{value:.4f}" + (f" +- {ci95:.4f}" if ci95 is not None else "")
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def shortest(path: Path) -> str:
+    """Relative to the working directory where that is shorter."""
+    return min(str(path.absolute()), os.path.relpath(path), key=len)

@@ -1,0 +1,159 @@
+"""Plain YAML values into typed, frozen ones: every key known, every value of its type, or one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from metarun.errors import ConfigError, nearest
+
+T = TypeVar("T")
+TARGET = "_target_"
+
+
+def target_class(
+    spec: object, key: str, load: Callable[[str], types.ModuleType] = importlib.import_module
+) -> type:
+    """The class that `_target_` names."""
+    if not isinstance(spec, Mapping) or not isinstance(spec.get(TARGET), str):
+        raise ConfigError(f"{key}={_short(spec)}: needs a group file with a {TARGET} class, chosen as {key}=NAME")
+    path = spec[TARGET]
+    module_name, _, name = path.rpartition(".")
+    try:
+        found = getattr(load(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}.{TARGET}={path}: no such class ({error})") from error
+    if not isinstance(found, type):
+        raise ConfigError(f"{key}.{TARGET}={path}: is not a class")
+    return found
+
+
+def build(cls: type[T], values: object, key: str) -> T:
+    """A dataclass from a mapping: no key unknown, none missing, each of its type; its own checks prefixed with the key."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{key}={_short(values)}: is a group of values, set one of {', '.join(_names(cls))} in it")
+    given = {name: value for name, value in values.items() if name != TARGET}
+    hints = typing.get_type_hints(cls)
+    known = _names(cls)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{join(key, name)}: unknown key{nearest(str(name), known)} (known: {', '.join(known)})")
+    missing = [name for name in known if name not in given]
+    if missing:
+        raise ConfigError(f"{join(key, missing[0])}: missing; give it a value")
+    converted = {name: convert(value, hints[name], join(key, name)) for name, value in given.items()}
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        raise ConfigError(join(key, str(error))) from error
+
+
+def arguments(cls: type, values: Mapping[str, Any], key: str, supplied: tuple[str, ...]) -> dict[str, Any]:
+    """Keyword arguments for a class of somebody else's, checked against its signature; `supplied` are given by us."""
+    parameters = inspect.signature(cls).parameters
+    known = [name for name in parameters if name not in (*supplied, "self")]
+    given = {str(name): value for name, value in values.items() if name != TARGET}
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{join(key, name)}: unknown key{nearest(name, known)} (known: {', '.join(known)})")
+    for name in known:
+        if parameters[name].default is inspect.Parameter.empty and name not in given:
+            raise ConfigError(f"{join(key, name)}: missing; give it a value")
+    hints = _hints(cls)
+    return {name: convert(value, hints.get(name, Any), join(key, name)) for name, value in given.items()}
+
+
+def convert(value: object, hint: Any, key: str) -> Any:
+    origin = typing.get_origin(hint)
+    if hint is Any or (hint is not None and not origin and not isinstance(hint, type)):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, hint, key)
+    if origin is typing.Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            shown = ", ".join(map(str, choices))
+            raise ConfigError(f"{key}={_short(value)}: no such choice{nearest(str(value), map(str, choices))} ({shown})")
+        return value
+    if origin in (tuple, list):
+        return _convert_sequence(value, hint, key)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, key)
+    return _convert_plain(value, hint, key)
+
+
+def _convert_plain(value: object, hint: Any, key: str) -> Any:
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{key}={value}: need a finite number")
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    if hint in (None, type(None)) and value is None:
+        return None
+    if hint in (int, float, bool, str, type(None), None):
+        raise ConfigError(f"{key}={_short(value)}: need {_describe(hint)}, not {_describe(type(value))}")
+    return value
+
+
+def _convert_union(value: object, hint: Any, key: str) -> Any:
+    options = typing.get_args(hint)
+    for option in options:
+        try:
+            return convert(value, option, key)
+        except ConfigError as error:
+            first = error
+    if len([option for option in options if option is not type(None)]) == 1:
+        only = next(option for option in options if option is not type(None))
+        if value is not None:
+            return convert(value, only, key)
+        raise first
+    wanted = " or ".join(_describe(option) for option in options)
+    raise ConfigError(f"{key}={_short(value)}: need {wanted}")
+
+
+def _convert_sequence(value: object, hint: Any, key: str) -> Any:
+    inner = typing.get_args(hint)
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key}={_short(value)}: need a list, such as [{_describe(inner[0])}]")
+    origin = typing.get_origin(hint)
+    if origin is list or inner[-1] is Ellipsis:
+        return origin(convert(item, inner[0], f"{key}[{i}]") for i, item in enumerate(value))
+    if len(value) != len(inner):
+        raise ConfigError(f"{key}={_short(value)}: need {len(inner)} values, not {len(value)}")
+    return tuple(convert(item, kind, f"{key}[{i}]") for i, (item, kind) in enumerate(zip(value, inner, strict=True)))
+
+
+def join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _names(cls: type) -> list[str]:
+    assert dataclasses.is_dataclass(cls), f"{cls} is no dataclass"
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)  # type: ignore[misc]  # reading the annotations of any class at all
+    except (NameError, TypeError):
+        return {}  # annotations that only its authors' tools can read
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    names |= {dict: "a group of values", list: "a list"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _short(value: object) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
