@@ -27,22 +27,24 @@ def grid(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="PNG to write")
-    parser.add_argument("--alphabets", type=int, default=8, help="how many alphabets, one row each by one drawer each")
-    parser.add_argument("--characters", type=int, default=10, help="how many characters of the last alphabet, one row each by all drawers")
+    parser.add_argument("--alphabets", type=int, default=8, help="rows of alphabets, each by one drawer")
+    parser.add_argument("--characters", type=int, default=8, help="rows of single characters by all their drawers")
     parser.add_argument("--zoom", type=int, default=2)
     parser.add_argument("overrides", nargs="*", help="values instead of those in conf/data/glyphs.yaml, as slant=0.3")
     chosen = parser.parse_args()
-    values: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF), OmegaConf.from_dotlist(chosen.overrides)))
+    config = OmegaConf.merge(OmegaConf.load(CONF), OmegaConf.from_dotlist(chosen.overrides))
+    values: Any = OmegaConf.to_container(config)
     source = Glyphs(**{key: value for key, value in values.items() if key != "_target_"})
     images = source.load(print).images[:, :, 0]
     images = 255 - images if source.invert else images
     alphabets = images.reshape(-1, source.characters, *images.shape[1:])
     shown = np.linspace(0, len(alphabets) - 1, chosen.alphabets).astype(int)
-    drawers = np.arange(chosen.alphabets) % source.drawers
-    by_alphabet = grid(alphabets[shown, :, drawers])
+    by_alphabet = grid(alphabets[shown, :, np.arange(chosen.alphabets) % source.drawers])
     by_drawer = grid(alphabets[-1, : chosen.characters])
     width = max(by_alphabet.shape[1], by_drawer.shape[1])
-    pages = [np.pad(page, ((8, 8), (0, width - page.shape[1])), constant_values=255) for page in (by_alphabet, by_drawer)]
+    pages = [
+        np.pad(page, ((8, 8), (0, width - page.shape[1])), constant_values=255) for page in (by_alphabet, by_drawer)
+    ]
     sheet = Image.fromarray(np.concatenate(pages))
     sheet.resize((sheet.width * chosen.zoom, sheet.height * chosen.zoom), Image.Resampling.NEAREST).save(chosen.out)
 

@@ -25,8 +25,7 @@ class State:
     optimizer: Optimizer
     step: int = 0
     validated: int = -1  # the step last validated, so that a resume does not do it again
-    best: float | None = None
-    best_step: int | None = None
+    best: tuple[float, int] | None = None  # score and step
     total_s: float = 0.0
     train_s: float = 0.0  # without validation, saving and start-up
 
@@ -44,7 +43,6 @@ def save(path: Path, state: State, about: Mapping[str, Any]) -> None:
         "step": state.step,
         "validated": state.validated,
         "best": state.best,
-        "best_step": state.best_step,
         "total_s": state.total_s,
         "train_s": state.train_s,
         "about": dict(about),
@@ -64,7 +62,7 @@ def restore(state: State, content: Mapping[str, Any]) -> State:
         for name, value in params.items():
             value.copy_(content["meta"][group][name])
     state.optimizer.load_state_dict(content["optimizer"])
-    for name in ("step", "validated", "best", "best_step", "total_s", "train_s"):
+    for name in ("step", "validated", "best", "total_s", "train_s"):
         setattr(state, name, content[name])
     return state
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -38,13 +39,13 @@ class Composed(NamedTuple):
 
 def compose(words: Sequence[str]) -> Composed:
     """One configuration; a mistake in the words is a ConfigError."""
-    with _session(), _explained():
+    with _session(), _explained(words):
         return _alone(hydra_compose(ROOT, overrides=list(words), return_hydra_config=True))
 
 
 def sources(words: Sequence[str]) -> list[tuple[str, Path]]:
     """(package, file) in the order in which later ones win."""
-    with _session(), _explained():
+    with _session(), _explained(words):
         loader = GlobalHydra.instance().config_loader()
         found = []
         folders = [Path(source.path.removeprefix("file://")) for source in loader.get_sources()]
@@ -60,25 +61,28 @@ def sweep(words: Sequence[str], job: Callable[[Composed, int, int], None], check
     """Every combination in turn, through Hydra's launcher and sweeper; all are checked before the first starts."""
     hydra = Hydra.create_main_hydra2("metarun", create_config_search_path(str(conf_dir())))
     try:
-        with _explained():
-            total = _check_all(hydra, words, check)
+        with _explained(words):
+            planned = _planned(hydra, words)
+        for one in planned or []:
+            check(one)
+        total = len(planned) if planned else 0
         count = itertools.count(1)
 
         def task(config: DictConfig) -> None:
             job(_composed(config, HydraConfig.get().runtime.choices), next(count), total)
 
-        with _explained():
-            hydra.multirun(ROOT, task, list(words), with_log_configuration=False)
+        hydra.multirun(ROOT, task, list(words), with_log_configuration=False)
     finally:
         GlobalHydra.instance().clear()
 
 
 def overlay(base: Composed, words: Sequence[str]) -> Composed:
     """Words on top of a configuration that was composed before, perhaps by another version of the YAML."""
-    with _session(), _explained():
+    with _session(), _explained(words):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         overrides = parser.parse_overrides(list(words))
     plain = OmegaConf.create(copy.deepcopy(base.plain))
+    assert isinstance(plain, DictConfig)
     OmegaConf.set_struct(plain, True)
     choices = dict(base.choices)
     for override in overrides:
@@ -102,17 +106,15 @@ def complete(words: Sequence[str]) -> None:
         GlobalHydra.instance().clear()
 
 
-def _check_all(hydra: Hydra, words: Sequence[str], check: Callable[[Composed], None]) -> int:
-    """How many runs the words mean; 0 where a sweeper of its own decides that as it goes."""
+def _planned(hydra: Hydra, words: Sequence[str]) -> list[Composed] | None:
+    """The runs that the words mean; None where a sweeper of its own decides that as it goes."""
     config = hydra.compose_config(ROOT, list(words), RunMode.MULTIRUN, with_log_configuration=False)
     if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
-        return 0
+        return None
     parser = OverridesParser.create(config_loader=hydra.config_loader)
     fixed = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     jobs = BasicSweeper.split_arguments(parser.parse_overrides([*fixed, *words]), max_batch_size=None)[0]
-    for overrides in jobs:
-        check(_alone(hydra.config_loader.load_sweep_config(config, overrides)))
-    return len(jobs)
+    return [_alone(hydra.config_loader.load_sweep_config(config, overrides)) for overrides in jobs]
 
 
 def _alone(config: DictConfig) -> Composed:
@@ -138,28 +140,38 @@ def _session() -> Iterator[None]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:  # Hydra raises plain ones too
+        raise ConfigError(_explain(error, words)) from error
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, words: Sequence[str]) -> str:
     text = str(error)
     first = text.splitlines()[0] if text else type(error).__name__
     if isinstance(error, MissingConfigException):
         found = re.search(r"Could not find '(.+)'", text)
         if found:
             group, _, name = found[1].rpartition("/")
-            known = groups().get(group, [])
-            return f"{group}={name}: no such choice{nearest(name, known)} ({', '.join(known)})"
+            return _no_such_choice(group, name)
     unknown = re.match(r"(?:In '.+': )?Could not override '(.+)'", first)
     if unknown:
         return unknown_key(unknown[1])
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({first.rstrip('.')}); put special characters in quotes"
+    if "Config group override must be" in first:  # a number, where a file's name is wanted
+        group, _, name = next(word for word in words if word.partition("=")[0] in groups()).partition("=")
+        return _no_such_choice(group, name)
+    several = re.match(r"Ambiguous value for argument '(.+)'", first)
+    if several:
+        return f"{several[1]}: several values are a sweep; say metarun -m {several[1]}"
     return first
+
+
+def _no_such_choice(group: str, name: str) -> str:
+    known = groups().get(group, [])
+    return f"{group}={name}: no such choice{nearest(name, known)} ({', '.join(known)})"
 
 
 def unknown_key(key: str) -> str:

@@ -16,6 +16,7 @@ from metarun.data.tasks import Data, FunctionSource, ImageSource, TaskShape
 from metarun.errors import ConfigError
 from metarun.models.functional import quiet_import
 from metarun.schedule import Schedule
+from metarun.track.jsonl import FilesOnly
 from metarun.track.wandb import WandbConfig
 from metarun.typed import TARGET, arguments, build, convert, target_class
 from metarun.types import Algorithm, Kind, Split
@@ -93,7 +94,7 @@ class RunConfig:
     engine: Any  # a frozen dataclass with build(algo, net)
     train: TrainConfig
     eval: EvalConfig
-    track: WandbConfig | None  # None: the run directory's own files only
+    track: WandbConfig | FilesOnly
     seed: int
     device: torch.device
     out: Path
@@ -136,18 +137,18 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
     if not issubclass(optim_class, torch.optim.Optimizer):
         raise ConfigError(f"optim.{TARGET}={optim[TARGET]}: need a torch.optim class")
     if not isinstance(schedule, Mapping):
-        raise ConfigError(f"optim.schedule={schedule}: choose a file: optim/schedule=constant, cosine, step or linear")
+        raise ConfigError(f"optim.schedule={schedule}: is a group of values; choose a file by optim/schedule={schedule}")
     config = RunConfig(
         data=_target(plain, "data"),
         task=build(TaskConfig, plain.get("task"), "task"),
         algo=_target(plain, "algo"),
         model=_model(_group(plain, "model")),
-        optim=Call(optim_class, arguments(optim_class, optim, "optim", ("params",))),
+        optim=_optim(optim_class, optim),
         schedule=cast(Schedule, build(target_class(schedule, "optim.schedule"), schedule, "optim.schedule")),
         engine=_target(plain, "engine"),
         train=build(TrainConfig, plain.get("train"), "train"),
         eval=build(EvalConfig, plain.get("eval"), "eval"),
-        track=_track(_group(plain, "track")),
+        track=_target(plain, "track"),
         seed=_seed(plain.get("seed")),
         device=_device(plain.get("device")),
         out=Path(convert(plain.get("out"), str, "out")),
@@ -194,6 +195,15 @@ def _target(plain: Mapping[str, Any], key: str) -> Any:
     return build(target_class(spec, key), spec, key)
 
 
+def _optim(cls: type[torch.optim.Optimizer], spec: Mapping[str, Any]) -> Call:
+    call = Call(cls, arguments(cls, spec, "optim", ("params",)))
+    try:
+        cls([torch.zeros(1)], **call.values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optim: {error}") from error
+    return call
+
+
 def _model(spec: Mapping[str, Any]) -> Call:
     cls = target_class(spec, "model", quiet_import)
     return Call(cls, arguments(cls, spec, "model", ("shape",)))
@@ -204,10 +214,6 @@ def _group(plain: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{key}={spec}: needs a choice, such as {key}=NAME; metarun --help lists the names")
     return spec
-
-
-def _track(spec: Mapping[str, Any]) -> WandbConfig | None:
-    return None if spec == {"mode": "local"} else build(WandbConfig, spec, "track")
 
 
 def _seed(value: object) -> int:

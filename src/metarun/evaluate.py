@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from metarun.data.tasks import Tasks
 from metarun.types import Engine, Episode, Kind, Meta
 
-MEASURE: dict[Kind, str] = {"classes": "acc", "values": "mse"}
+Measure = Literal["acc", "mse"]
+MEASURE: dict[Kind, Measure] = {"classes": "acc", "values": "mse"}
 Z_95 = 1.959963984540054  # standard normal, two-sided 95 %
 
 
@@ -28,9 +29,7 @@ def measure(kind: Kind, outputs_TQN: Tensor, y_TQ: Tensor) -> Tensor:
     return (outputs_TQN.double() - y_TQ.double()).square().flatten(1).mean(-1)
 
 
-def better(kind: Kind, score: float, than: float | None) -> bool:
-    if than is None:
-        return True
+def better(kind: Kind, score: float, than: float) -> bool:
     return score > than if kind == "classes" else score < than
 
 

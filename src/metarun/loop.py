@@ -90,8 +90,8 @@ def meta_train(
             watch.check(state.step)
             score = validate(state)
             state.validated = state.step
-            if better(kind, score.mean, state.best):
-                state.best, state.best_step = score.mean, state.step
+            if state.best is None or better(kind, score.mean, state.best[0]):
+                state.best = score.mean, state.step
                 keep.best(state)
             keep.validated(state, score)
         if last or due(state.step, pace.save_every):

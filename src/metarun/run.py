@@ -85,14 +85,15 @@ def _train(config: RunConfig, parts: Parts, session: Session) -> None:
 def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
     """The best checkpoint on the test split, the summary, and the end of the run."""
     run, state = session.run, session.state
+    assert state.best is not None, f"step {state.step} was never validated"
     best = read(run.best, config.device)["meta"]
     tested = meta_test(config, parts, best, run, session.ticker("meta-test", config.eval.test_episodes))
     session.settle()
     curves, _ = plots.curves(run.metrics, run.curves)
     summary = {
         **tested,
-        f"val/best_{session.measure}": state.best,
-        "best_step": state.best_step,
+        f"val/best_{session.measure}": state.best[0],
+        "best_step": state.best[1],
         "time/total_s": state.total_s,
         "time/tasks_per_s": config.train.steps * config.train.meta_batch / state.train_s,
         "protocol": session.protocol,

@@ -16,7 +16,7 @@ from metarun.rundir import RunDir, protocol, run_id
 from metarun.track import Trackers
 from metarun.track.console import Console
 from metarun.track.jsonl import Jsonl
-from metarun.track.wandb import Identity, Wandb
+from metarun.track.wandb import Identity, Wandb, WandbConfig
 from metarun.types import Meta
 
 
@@ -31,8 +31,7 @@ class Session:
         self.state = State(parts.meta, optim.cls(learned(parts.meta), **optim.values))
         self.outer = Outer(config.schedule, optim.values["lr"], train.steps, train.clip, train.clip_by)
         metrics_bytes = self._resume()
-        best = (self.state.best, self.state.best_step) if self.state.best is not None else None
-        self.console = Console(f"{config.group}/seed{config.seed}", train.steps, self.state.step, self.measure, best=best)
+        self.console = Console(f"{config.group}/seed{config.seed}", train.steps, self.state.step, self.measure, best=self.state.best)
         self.jsonl = Jsonl(run.metrics, metrics_bytes)
         self.wandb = self._wandb()
         self.trackers = Trackers((self.jsonl, self.console, *((self.wandb,) if self.wandb else ())))
@@ -52,7 +51,7 @@ class Session:
 
     def _wandb(self) -> Wandb | None:
         config, choices = self.config, self.config.choices
-        if config.track is None:
+        if not isinstance(config.track, WandbConfig):
             return None
         tags = (choices["algo"], choices["data"], choices["model"], choices["task"])
         identity = Identity(run_id(self.run), f"{config.group}/seed{config.seed}", config.group, tags)

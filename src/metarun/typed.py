@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ def build(cls: type[T], values: object, key: str) -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{key}={_short(values)}: is a group of values, set one of {', '.join(_names(cls))} in it")
     given = {name: value for name, value in values.items() if name != TARGET}
-    hints = typing.get_type_hints(cls)
+    hints = _field_hints(cls)
     known = _names(cls)
     for name in given:
         if name not in known:
@@ -99,9 +100,9 @@ def _convert_plain(value: object, hint: Any, key: str) -> Any:
         return value
     if hint in (None, type(None)) and value is None:
         return None
-    if hint in (int, float, bool, str, type(None), None):
-        raise ConfigError(f"{key}={_short(value)}: need {_describe(hint)}, not {_describe(type(value))}")
-    return value
+    if isinstance(hint, type) and isinstance(value, hint) and hint not in (int, float):
+        return value
+    raise ConfigError(f"{key}={_short(value)}: need {_describe(hint)}, not {_describe(type(value))}")
 
 
 def _convert_union(value: object, hint: Any, key: str) -> Any:
@@ -139,6 +140,13 @@ def join(key: str, name: str) -> str:
 def _names(cls: type) -> list[str]:
     assert dataclasses.is_dataclass(cls), f"{cls} is no dataclass"
     return [field.name for field in dataclasses.fields(cls)]
+
+
+def _field_hints(cls: type) -> dict[str, Any]:
+    """Of the fields alone: other annotations may use names that only a type checker imports."""
+    assert dataclasses.is_dataclass(cls), f"{cls} is no dataclass"
+    fields = types.SimpleNamespace(__annotations__={field.name: field.type for field in dataclasses.fields(cls)})
+    return typing.get_type_hints(fields, vars(sys.modules[cls.__module__]))
 
 
 def _hints(cls: type) -> dict[str, Any]:

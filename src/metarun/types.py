@@ -33,7 +33,7 @@ class Episode(NamedTuple):
 
     support: Batch
     query: Batch
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks an episode for
 
 
 class Aux(NamedTuple):
@@ -53,8 +53,15 @@ class Adapted(NamedTuple):
 class Net(Protocol):
     """A network as pure functions. Names are `body.*` and `head.*`; statistics are inputs and outputs, never hidden state."""
 
-    module: nn.Module  # the same network as a torch module with .body and .head (for learn2learn); never mutated by the functions
-    momentum: float  # share of the newest batch in running statistics
+    @property
+    def module(self) -> nn.Module:
+        """The same network as a torch module with .body and .head, for learn2learn; the functions never change it."""
+        ...
+
+    @property
+    def momentum(self) -> float:
+        """Share of the newest batch in running statistics."""
+        ...
 
     def __call__(self, weights: Params, x: Tensor, stats: Params | None = None) -> tuple[Tensor, Params]:
         """Outputs, and the statistics each norm layer used: those of x, or `stats` where given."""

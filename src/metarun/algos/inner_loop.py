@@ -5,7 +5,7 @@ w_k+1 = w_k - rates * grad L(w_k; support), over the weights whose names match `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.func import grad
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy, linear, mse_loss
+from torch.utils._pytree import tree_map
 
 from metarun.types import BUFFERS, Adapted, Aux, Batch, Episode, Meta, Net, Params, Unroll
 
@@ -48,6 +49,7 @@ class Given(NamedTuple):
     support: Batch
     frozen: Params
     rates: Params
+    seen: Params  # the statistics of a body that does not adapt
 
 
 class Statistics(NamedTuple):
@@ -57,29 +59,55 @@ class Statistics(NamedTuple):
     keep: Callable[[Params, Any, Params, float], Params]
 
 
+Forward = Callable[[Params, Given, Params], tuple[Tensor, Params]]
+
+
 def descend(
-    rule: Rule, net: Net, meta: Meta, rates: Params, support: Batch, num_steps: int, statistics: Statistics, unroll: Unroll
+    rule: Rule,
+    net: Net,
+    meta: Meta,
+    rates: Params,
+    support: Batch,
+    num_steps: int,
+    statistics: Statistics,
+    unroll: Unroll,
 ) -> Carry:
     weights = meta["weights"]
     adapted = {name: weights[name] for name in rates}
     frozen = {name: value for name, value in weights.items() if name not in rates}
     start = Carry(adapted, meta.get(BUFFERS, {}))
-    end = unroll(partial(_step, rule, net, statistics), start, Given(support, frozen, rates), num_steps)
+    forward: Forward = partial(_whole, net)
+    given = Given(support, frozen, rates, {})
+    if rule.bn != "per_step" and all(name.startswith("head.") for name in rates):
+        # The body is the same at every step: one pass serves them all.
+        z, seen = net.embed(weights, support.x, statistics.use(start.stats, 0))
+        forward, given = _head, Given(Batch(z, support.y), frozen, rates, seen)
+    end = unroll(partial(_step, rule, forward, statistics, net.momentum), start, given, num_steps)
     return Carry({**weights, **end.weights}, end.stats)
 
 
-def _step(rule: Rule, net: Net, statistics: Statistics, carry: Carry, given: Given, k: Any) -> Carry:
-    def inner_loss(adapted: Params, frozen: Params) -> tuple[Tensor, Params]:
-        out, seen = net({**frozen, **adapted}, given.support.x, statistics.use(carry.stats, k))
+def _whole(net: Net, weights: Params, given: Given, stats: Params) -> tuple[Tensor, Params]:
+    return net(weights, given.support.x, stats)
+
+
+def _head(weights: Params, given: Given, _stats: Params) -> tuple[Tensor, Params]:
+    return linear(given.support.x, weights["head.weight"], weights.get("head.bias")), given.seen
+
+
+def _step(
+    rule: Rule, forward: Forward, statistics: Statistics, momentum: float, carry: Carry, given: Given, k: Any
+) -> Carry:
+    def inner_loss(adapted: Params, given: Given) -> tuple[Tensor, Params]:
+        out, seen = forward({**given.frozen, **adapted}, given, statistics.use(carry.stats, k))
         scale = out.shape[-1] if rule.loss_reduction == "sum_over_ways" else 1
         return scale * objective(out, given.support.y), seen
 
-    at = (carry.weights, given.frozen)
+    at = (carry.weights, given)
     if rule.order == "first":
-        at = (detached(carry.weights), detached(given.frozen))
+        at = tree_map(torch.detach, at)
     gradient, seen = grad(inner_loss, has_aux=True)(*at)
     weights = {name: value - given.rates[name] * gradient[name] for name, value in carry.weights.items()}
-    return Carry(weights, statistics.keep(carry.stats, k, seen, net.momentum))
+    return Carry(weights, statistics.keep(carry.stats, k, seen, momentum))
 
 
 def query_loss(rule: Rule, net: Net, task: Carry, episode: Episode) -> tuple[Tensor, Aux]:
@@ -90,17 +118,17 @@ def query_loss(rule: Rule, net: Net, task: Carry, episode: Episode) -> tuple[Ten
     return loss, Aux(measure(loss, out, episode.query.y), record(task.stats, rule.steps, seen, net.momentum))
 
 
-def predictor(rule: Rule, net: Net, task: Carry, support: Batch) -> Adapted:
-    if rule.bn == "support":
+def predictor(bn: BatchNormMode, net: Net, task: Carry, support: Batch) -> Adapted:
+    if bn == "support":
         return Adapted(task.weights, net(task.weights, support.x)[1])
-    return Adapted(task.weights, recall(task.stats, rule.steps))
+    return Adapted(task.weights, {name: rows[-1] for name, rows in task.stats.items()})
 
 
 def objective(out: Tensor, y: Tensor) -> Tensor:
     if y.is_floating_point():
         assert out.shape == y.shape, f"outputs {tuple(out.shape)} for targets {tuple(y.shape)}"
-        return F.mse_loss(out, y)
-    return F.cross_entropy(out, y)
+        return mse_loss(out, y)
+    return cross_entropy(out, y)
 
 
 def measure(loss: Tensor, out: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -113,7 +141,7 @@ def detached(params: Params) -> Params:
     return {name: value.detach() for name, value in params.items()}
 
 
-def matching(weights: Params, patterns: tuple[str, ...]) -> Params:
+def matching(weights: Mapping[str, Tensor], patterns: tuple[str, ...]) -> Params:
     chosen = {name: value for name, value in weights.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if not chosen:
         raise ValueError(f"adapts={list(patterns)}: matches no parameter; their names begin with body. and head.")
@@ -146,11 +174,11 @@ def _row(rows: Tensor, k: Any) -> Tensor:
 
 
 def minibatch(index: Tensor, k: Any, num_rows: int, size: int) -> Tensor:
-    """Rows of mini-batch k of task `index`: every pass through the rows has an order of its own, and a batch may straddle two."""
+    """Rows of mini-batch k of task `index`: every pass has an order of its own, and a batch may straddle two passes."""
     position_B = k * size + torch.arange(size, device=index.device)
     passes_B = torch.div(position_B, num_rows, rounding_mode="floor")
-    order_BR = _hash(_hash(_hash(index) + passes_B).unsqueeze(1) + torch.arange(num_rows, device=index.device)).argsort(dim=1)
-    return order_BR.gather(1, (position_B % num_rows).unsqueeze(1)).squeeze(1)
+    keys_BR = _hash(_hash(_hash(index) + passes_B).unsqueeze(1) + torch.arange(num_rows, device=index.device))
+    return keys_BR.argsort(dim=1).gather(1, (position_B % num_rows).unsqueeze(1)).squeeze(1)
 
 
 def _hash(x: Tensor) -> Tensor:
@@ -161,8 +189,8 @@ def _hash(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & 0x1FFFFFFFF)
 
 
-RECORD = Statistics(use=lambda stats, k: {}, keep=record)
-RECALL = Statistics(use=recall, keep=lambda stats, k, seen, momentum: stats)
+RECORD = Statistics(use=lambda _stats, _k: {}, keep=record)
+RECALL = Statistics(use=recall, keep=lambda stats, _k, _seen, _momentum: stats)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

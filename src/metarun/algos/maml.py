@@ -47,7 +47,7 @@ class MAML:
     def adapt(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         alpha = self._rates(meta["weights"])
         task = inner_loop.descend(self, net, meta, alpha, support, self.test_steps, RECALL, unroll)
-        return inner_loop.predictor(self, net, task, support)
+        return inner_loop.predictor(self.bn, net, task, support)
 
     def predict(self, net: Net, meta: Meta, adapted: Adapted, x: Tensor) -> Tensor:
         return net(adapted.weights, x, adapted.stats)[0]

@@ -46,7 +46,7 @@ class MetaSGD:
 
     def adapt(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         task = inner_loop.descend(self, net, meta, meta["rates"], support, self.test_steps, RECALL, unroll)
-        return inner_loop.predictor(self, net, task, support)
+        return inner_loop.predictor(self.bn, net, task, support)
 
     def predict(self, net: Net, meta: Meta, adapted: Adapted, x: Tensor) -> Tensor:
         return net(adapted.weights, x, adapted.stats)[0]

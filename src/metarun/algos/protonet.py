@@ -1,8 +1,9 @@
 """Prototypical networks (Snell, Swersky and Zemel 2017, arXiv 1703.05175).
 
-    c_n = mean of f(x) over the support of class n,   p(n | x) = softmax_n(-d(f(x), c_n)),   d = squared Euclidean distance
+    c_n = mean of f(x) over the support of class n,   p(n | x) = softmax_n(-d(f(x), c_n)),   d = squared Euclidean
 
-There are as many columns as support items, since N cannot be read off shapes: those beyond the N classes hold the lowest number.
+There are as many columns as support items, since N cannot be read off shapes: those of absent labels hold the lowest
+number there is, so that softmax and argmax pass over them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from metarun.algos import inner_loop
 from metarun.algos.inner_loop import recall, record
@@ -20,8 +20,8 @@ from metarun.types import BUFFERS, Aux, Batch, Episode, Kind, Meta, Net, Params,
 
 
 class Prototypes(NamedTuple):
-    centres_SD: Tensor
-    present_S: Tensor
+    centres: Tensor
+    present: Tensor
     stats: Params
 
 
@@ -59,11 +59,11 @@ class ProtoNet:
 
     def predict(self, net: Net, meta: Meta, adapted: Prototypes, x: Tensor) -> Tensor:
         z_QD, _ = net.embed(meta["weights"], x, adapted.stats)
-        return self._logits(z_QD, adapted.centres_SD, adapted.present_S)
+        return self._logits(z_QD, adapted.centres, adapted.present)
 
     def _logits(self, z_QD: Tensor, c_SD: Tensor, present_S: Tensor) -> Tensor:
         if self.distance == "cosine":
-            logits_QS = F.normalize(z_QD, dim=1) @ F.normalize(c_SD, dim=1).T
+            logits_QS = unit(z_QD) @ unit(c_SD).T
         else:
             logits_QS = 2 * z_QD @ c_SD.T - z_QD.square().sum(1, keepdim=True) - c_SD.square().sum(1)
         return torch.where(present_S, logits_QS, torch.finfo(logits_QS.dtype).min)
@@ -74,3 +74,8 @@ def prototypes(z_SD: Tensor, y_S: Tensor) -> tuple[Tensor, Tensor]:
     member_SS = (torch.arange(len(y_S), device=y_S.device).unsqueeze(1) == y_S).to(z_SD.dtype)
     count_S = member_SS.sum(dim=1)
     return member_SS @ z_SD / count_S.clamp(min=1).unsqueeze(1), count_S > 0
+
+
+def unit(z_BD: Tensor) -> Tensor:
+    length_B1: Tensor = torch.linalg.vector_norm(z_BD, dim=1, keepdim=True)
+    return z_BD / (length_B1 + 1e-8)

@@ -1,10 +1,10 @@
 """Reptile (Nichol, Achiam and Schulman 2018, arXiv 1803.02999).
 
-    w_0 = theta,   w_k+1 = w_k - U(grad L(w_k; mini-batch k)),   theta <- theta + epsilon * mean over tasks of (w_K - theta)
+    w_0 = theta,   w_k+1 = w_k - U(grad L(w_k; batch k)),   theta <- theta + epsilon * mean over tasks (w_K - theta)
 
-The meta-loss is a surrogate, sum(theta * constant(theta - w_K)): its gradient is the update, its value means nothing. epsilon is
-the outer rate. U is plain or Adam with beta_1 = 0; Adam's second moment starts anew in each task. The paper's inner batches are
-drawn from support and query together in training, from the support at test.
+The meta-loss is a surrogate, sum(theta * constant(theta - w_K)): its gradient is the update, its value means nothing,
+and epsilon is the outer rate. Mini-batches come from support and query together in training, from the support at test.
+U is plain, or Adam with beta_1 = 0 as in the paper; unlike there, its second moment starts anew in each task.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Inner(NamedTuple):
 
 class Given(NamedTuple):
     data: Batch
-    index: Tensor
+    seed: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,20 @@ class Reptile:
     def adapt(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         given = Given(support, torch.zeros((), dtype=torch.int64, device=support.x.device))
         task = self._descend(net, meta, given, self.test_steps, self.test_batch, RECALL, unroll)
-        return inner_loop.predictor(self, net, task, support)
+        return inner_loop.predictor(self.bn, net, task, support)
 
     def predict(self, net: Net, meta: Meta, adapted: Adapted, x: Tensor) -> Tensor:
         return net(adapted.weights, x, adapted.stats)[0]
 
     def _descend(
-        self, net: Net, meta: Meta, given: Given, num_steps: int, size: int | None, statistics: Statistics, unroll: Unroll
+        self,
+        net: Net,
+        meta: Meta,
+        given: Given,
+        num_steps: int,
+        size: int | None,
+        statistics: Statistics,
+        unroll: Unroll,
     ) -> Carry:
         theta = inner_loop.detached(meta["weights"])
         squares = {name: torch.zeros_like(value) for name, value in theta.items()}
@@ -87,7 +94,7 @@ class Reptile:
         return Carry(end.weights, end.stats)
 
     def _step(self, net: Net, size: int, statistics: Statistics, carry: Inner, given: Given, k: Any) -> Inner:
-        rows = inner_loop.minibatch(given.index, k, len(given.data.x), size)
+        rows = inner_loop.minibatch(given.seed, k, len(given.data.x), size)
         x, y = given.data.x[rows], given.data.y[rows]
 
         def inner_loss(weights: Params) -> tuple[Tensor, Params]:

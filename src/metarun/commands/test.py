@@ -83,7 +83,7 @@ def _config(about: Mapping[str, Any], words: list[str]) -> RunConfig:
     composed = overlay(Composed(dict(about["config"]), dict(about["choices"])), words)
     task = dict(composed.plain["task"])
     task["train"] = {name: task[name] for name in ("ways", "shots", "queries")}
-    plain = {**composed.plain, "task": task, "track": {"mode": "local"}}
+    plain = {**composed.plain, "task": task, "track": {"_target_": "metarun.track.jsonl.FilesOnly"}}
     return load(plain, composed.choices)
 
 

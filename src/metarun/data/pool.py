@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # types.py imports torch, which no data source needs
 
 Say = Callable[[str], None]
 
-CRC_BYTES = 4  # a cache file is a plain .npy with the CRC-32 of all that stands before as trailer; numpy ignores the trailer
+CRC_BYTES = 4  # a cache file is a plain .npy and then the CRC-32 of all its bytes, a trailer that numpy does not read
 BLOCK = 1 << 22
 
 
@@ -33,12 +33,13 @@ class Pool(NamedTuple):
 
 
 def make_pool(images: NDArray[np.uint8], names: tuple[str, ...], splits: Mapping[Split, tuple[int, ...]]) -> Pool:
-    assert images.dtype == np.uint8 and images.ndim == 5, f"{images.dtype} {images.shape}, not uint8 [classes, images, C, H, W]"
+    assert images.dtype == np.uint8, f"{images.dtype}, not uint8"
+    assert images.ndim == 5, f"{images.shape}, not [classes, images, C, H, W]"
     assert len(names) == len(images), f"{len(names)} names, {len(images)} classes"
     assert len(set(names)) == len(names), f"{len(names)} names, {len(set(names))} of them different"
     numbers = [number for classes in splits.values() for number in classes]
-    assert len(set(numbers)) == len(numbers), f"{len(numbers)} classes in the splits, {len(set(numbers))} of them different"
-    assert all(0 <= number < len(images) for number in numbers), f"classes up to {max(numbers)}, {len(images)} in the pool"
+    assert len(set(numbers)) == len(numbers), f"{len(numbers)} classes in splits, {len(set(numbers))} of them different"
+    assert set(numbers) <= set(range(len(images))), f"classes {min(numbers)} to {max(numbers)} of {len(images)}"
     return Pool(images, names, dict(splits))
 
 
@@ -52,7 +53,7 @@ def cache_root() -> Path:
 
 
 def cached(folder: Path, key: str, make: Callable[[], NDArray[Any]], say: Say) -> NDArray[Any]:
-    """make()'s array as a read-only memory map, made by the first process that asks; in memory where the folder refuses."""
+    """make()'s array as a read-only map of a file, which the first process to ask makes; in memory if it cannot be."""
     path = folder / f"{key}.npy"
     found = _open(path)
     if found is not None:
@@ -63,8 +64,8 @@ def cached(folder: Path, key: str, make: Callable[[], NDArray[Any]], say: Say) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as problem:
-        say(f"cache: {folder} is not writable ({problem.strerror or problem}); {key} is kept in memory for this run only")
+    except (OSError, NotImplementedError) as problem:  # the latter: a file system without locks
+        say(f"cache: {folder} cannot be used ({problem}); {key} is kept in memory for this run only")
         return _frozen(make())
     try:
         found = _open(path)
@@ -78,7 +79,7 @@ def _make_and_keep(path: Path, make: Callable[[], NDArray[Any]], say: Say) -> ND
     try:
         _write(path, array)
     except OSError as problem:
-        say(f"cache: cannot write {path} ({problem.strerror or problem}); it is kept in memory for this run only")
+        say(f"cache: {path} cannot be written ({problem}); it is kept in memory for this run only")
         return _frozen(array)
     found = _open(path)
     return _frozen(array) if found is None else found
@@ -115,8 +116,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:
-    """Whole or not at all: written beside the target, then renamed onto it."""
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
+    """Whole or not at all: written beside the target, under the lock, then renamed onto it."""
+    part = path.with_suffix(".part")
     try:
         with part.open("w+b") as file:
             np.save(file, np.ascontiguousarray(array), allow_pickle=False)

@@ -42,8 +42,13 @@ class Tasks(Protocol):
 class Data(Protocol):
     """A data set on a device."""
 
-    kind: Kind
-    item: tuple[int, ...]  # shape of one x
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def item(self) -> tuple[int, ...]:
+        """The shape of one x."""
+        ...
 
     def room(self, split: Split) -> Room: ...
 

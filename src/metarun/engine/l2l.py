@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import pad
 
 from metarun.algos.inner_loop import matching, measure, objective
 from metarun.algos.maml import MAML
@@ -30,7 +30,7 @@ class L2L:
         check(algo, net)
         library = quiet_import("learn2learn")
 
-        def meta_grad(meta: Meta, episode: Episode, step: int) -> tuple[Meta, Aux]:
+        def meta_grad(meta: Meta, episode: Episode, _step: int) -> tuple[Meta, Aux]:
             leaves, outputs = wrapped(library, algo, net, meta)
             metrics: dict[str, Tensor] | None = None
             for task in tasks(episode):
@@ -57,10 +57,10 @@ def check(algo: Algorithm, net: FunctionalNet) -> None:
         return
     names = dict(net.module.named_parameters())
     if set(matching(names, algo.adapts)) not in (set(names), {"head.weight", "head.bias"}):
-        raise ValueError(f"engine=l2l: learn2learn adapts all weights or the head, not adapts={list(algo.adapts)}; {REMEDY}")
+        raise ValueError(f"engine=l2l: learn2learn adapts all weights or the head, not {list(algo.adapts)}; {REMEDY}")
     if isinstance(algo, MetaSGD) and len(list(net.module.named_parameters(remove_duplicate=False))) > len(names):
         # Its update visits a parameter under each of its names, and finds the gradient spent at the second.
-        raise ValueError(f"engine=l2l: learn2learn's MetaSGD leaves weights that a model registers twice as they are; {REMEDY}")
+        raise ValueError(f"engine=l2l: learn2learn's MetaSGD does not move weights registered twice; {REMEDY}")
 
 
 def wrapped(library: ModuleType, algo: Algorithm, net: FunctionalNet, meta: Meta) -> tuple[Meta, Outputs]:
@@ -98,11 +98,11 @@ def _adapting(algo: MAML | MetaSGD, features: nn.Module, wrapper: Any) -> Output
 
 
 def _prototypical(library: ModuleType, algo: ProtoNet, body: nn.Module) -> Outputs:
-    def outputs(task: Episode, steps: int) -> Tensor:
+    def outputs(task: Episode, _steps: int) -> Tensor:
         classifier = library.nn.PrototypicalClassifier(body(task.support.x), task.support.y, distance=algo.distance)
         logits_QN = classifier(body(task.query.x))
         absent = len(task.support.y) - logits_QN.shape[1]
-        return F.pad(logits_QN, (0, absent), value=torch.finfo(logits_QN.dtype).min)
+        return pad(logits_QN, (0, absent), value=torch.finfo(logits_QN.dtype).min)
 
     return outputs
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.engine.stacked import kept, leaves, learned, mean, num_tasks, tasks, total
+from metarun.engine.stacked import kept, learned, leaves, mean, num_tasks, tasks, total
 from metarun.engine.unroll import unroll_graph
 from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net
 

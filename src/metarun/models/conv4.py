@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import max_pool2d, relu
 
 from metarun.models.layers import Norm, norm_layer, pool, require_choice, require_image, require_positive
 
@@ -24,8 +24,8 @@ class Block(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(x)))
-        return F.max_pool2d(x, 2) if self.pools else x
+        x = relu(self.norm(self.conv(x)))
+        return max_pool2d(x, 2) if self.pools else x
 
 
 class Conv4(nn.Module):
@@ -49,7 +49,7 @@ class Conv4(nn.Module):
         require_choice("pooling", pooling, ("flatten", "mean"))
         channels, height, breadth = shape
         if downsample == "pool" and min(height, breadth) < 2**layers:
-            raise ValueError(f"layers={layers}: images of {height}x{breadth} can be halved fewer times; use fewer layers")
+            raise ValueError(f"layers={layers}: {height}x{breadth} cannot be halved so often; use fewer")
         stride = 2 if downsample == "stride" else 1
         inputs = [channels] + [width] * (layers - 1)
         self.blocks = nn.Sequential(*(Block(size, width, stride, norm, eps, momentum) for size in inputs))

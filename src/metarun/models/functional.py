@@ -47,12 +47,16 @@ class FunctionalNet:
     module: Split
     momentum: float
     norms: tuple[tuple[str, BatchNorm], ...]
+    aliases: tuple[tuple[str, str], ...]  # (another place of a shared parameter, its name)
 
     def __call__(self, weights: Params, x: Tensor, stats: Params | None = None) -> tuple[Tensor, Params]:
-        return self._run(self.module, weights, x, stats)
+        shared = {place: weights[name] for place, name in self.aliases}
+        return self._run(self.module, {**weights, **shared}, x, stats)
 
     def embed(self, weights: Params, x: Tensor, stats: Params | None = None) -> tuple[Tensor, Params]:
-        body = {name.removeprefix("body."): value for name, value in weights.items() if name.startswith("body.")}
+        shared = {place: weights[name] for place, name in self.aliases}
+        places = {**weights, **shared}.items()
+        body = {place.removeprefix("body."): value for place, value in places if place.startswith("body.")}
         return self._run(self.module.body, body, x, stats)
 
     def init_stats(self) -> Params:
@@ -67,7 +71,8 @@ class FunctionalNet:
         for name, layer in self.norms:
             layer.given = (stats[f"{name}.mean"], stats[f"{name}.var"]) if stats else None
         try:
-            out = functional_call(module, weights, (x,))
+            # torch's own tying leaves foreign tensors behind in a layer that is registered twice.
+            out = functional_call(module, weights, (x,), tie_weights=False)
             return out, dict(self._seen())
         finally:
             # Left behind, a tensor would outlive the vmap or grad level it belongs to.
@@ -86,7 +91,7 @@ def assemble(
 ) -> tuple[FunctionalNet, Params]:
     """The network of a config: `target` constructed with `fields`, for items of `shape`, with `outputs` outputs.
 
-    A constructor that takes `shape` makes a body, and a head is added; any other must make a whole network or a bare body.
+    A constructor that takes `shape` makes a body, to which a head is added; any other makes a whole network or a body.
     """
     constructor = locate(target)
     signature = inspect.signature(constructor)
@@ -105,19 +110,19 @@ def build(split: Split) -> tuple[FunctionalNet, Params]:
     shares = Counter(layer.momentum for _, layer in norms)
     momentum = shares.most_common(1)[0][0] if shares else 0.0
     weights = {name: value.detach().clone() for name, value in split.named_parameters()}
-    return FunctionalNet(split, momentum, norms), weights
+    return FunctionalNet(split, momentum, norms, tuple(_aliases(split))), weights
 
 
 def add_head(body: nn.Module, example: Tensor, outputs: int) -> Split:
     with torch.no_grad():
         embedding = _forward(body, example)
     if embedding.dim() != 2:
-        raise ValueError(f"_target_: the body gives {tuple(embedding.shape)} for a batch; let it flatten to [batch, features]")
+        raise ValueError(f"_target_: the body gives {tuple(embedding.shape)}; let it flatten to [batch, features]")
     return Split(body, new_head(embedding.shape[1], outputs))
 
 
 def split_head(module: nn.Module, example: Tensor, outputs: int) -> Split:
-    """Cuts the last linear layer off a third party's module and replaces its batch norms, and proves that nothing else changed."""
+    """A third party's module with its last linear layer apart and its batch norms ours, proved to compute the same."""
     original = deepcopy(module).double()
     before = _forward(original, example.double())
     linears = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
@@ -132,8 +137,8 @@ def split_head(module: nn.Module, example: Tensor, outputs: int) -> Split:
     after = _forward(deepcopy(split if linears else module).double(), example.double())
     if after.shape != before.shape or not torch.allclose(after, before, rtol=TOLERANCE, atol=TOLERANCE):
         if not torch.equal(before, _forward(original, example.double())):
-            raise ValueError("_target_: two passes differ, so the module draws random numbers; set its drop-out fields to 0")
-        raise ValueError(f"_target_: {linears[-1:]} is not the module's last step; give one that ends in a linear layer")
+            raise ValueError("_target_: two passes differ, so the module is random; set its drop-out fields to 0")
+        raise ValueError(f"_target_: {linears[-1]} is not the last step; give a module that ends in a linear layer")
     return split if split.head.out_features == outputs else Split(module, new_head(split.head.in_features, outputs))
 
 
@@ -196,13 +201,25 @@ def _check_arguments(target: str, signature: inspect.Signature, arguments: dict[
             raise ValueError(f"{name}={value}: drop-out has no place in pure functions; set it to 0.0")
 
 
+def _aliases(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Further places of parameters that several layers share; a layer with several names is one place."""
+    first: dict[nn.Parameter, str] = {}
+    for room, layer in module.named_modules():
+        for leaf, parameter in layer.named_parameters(recurse=False):
+            place = f"{room}.{leaf}"
+            name = first.setdefault(parameter, place)
+            if name != place:
+                yield place, name
+
+
 def _forward(module: nn.Module, example: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             out: Tensor = module(example)
     except RuntimeError as wrong:
         reason = str(wrong).splitlines()[0]
-        raise ValueError(f"_target_: does not take items of shape {tuple(example.shape[1:])} ({reason}); mend its sizes") from None
+        items = tuple(example.shape[1:])
+        raise ValueError(f"_target_: does not take items of shape {items} ({reason}); mend its sizes") from None
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ class MLP(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        sizes: Sequence[int],
+        sizes: tuple[int, ...],
         activation: Literal["relu", "tanh"],
         norm: Norm,
         eps: float,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import leaky_relu, max_pool2d
 
 from metarun.models.layers import Norm, norm_layer, pool, require_choice, require_image, require_positive
 
@@ -21,9 +20,7 @@ class Residual(nn.Module):
         inputs = (channels, width, width)
         self.convs = nn.ModuleList(nn.Conv2d(size, width, 3, padding=1, bias=False) for size in inputs)
         self.norms = nn.ModuleList(norm_layer(norm, width, eps, momentum) for _ in inputs)
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(channels, width, 1, bias=False), norm_layer(norm, width, eps, momentum)
-        )
+        self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), norm_layer(norm, width, eps, momentum))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=SLOPE, mode="fan_out", nonlinearity="leaky_relu")
@@ -31,19 +28,21 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual = self.shortcut(x)
         for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
-            x = F.leaky_relu(norm(conv(x)), SLOPE)
+            x = leaky_relu(norm(conv(x)), SLOPE)
         x = self.norms[-1](self.convs[-1](x))
-        return F.max_pool2d(F.leaky_relu(x + residual, SLOPE), 2)
+        return max_pool2d(leaky_relu(x + residual, SLOPE), 2)
 
 
 class ResNet12(nn.Module):
-    """x_BCHW -> x_BD, where D is the last of `widths` times the number of pixels left, or the last of `widths` where these are
-    averaged: 84x84 ends in 5x5 pixels, 28x28 in one."""
+    """x_BCHW -> x_BD, where D is the last of `widths`, times the number of pixels left where these are not averaged.
+
+    84x84 ends in 5x5 pixels, 28x28 in one.
+    """
 
     def __init__(
         self,
         shape: tuple[int, ...],
-        widths: Sequence[int],
+        widths: tuple[int, ...],
         pooling: Literal["flatten", "mean"],
         norm: Norm,
         eps: float,
@@ -57,7 +56,7 @@ class ResNet12(nn.Module):
         require_choice("pooling", pooling, ("flatten", "mean"))
         channels, height, breadth = shape
         if min(height, breadth) < 2 ** len(widths):
-            raise ValueError(f"widths={list(widths)}: {height}x{breadth} can be halved fewer times; use fewer blocks")
+            raise ValueError(f"widths={list(widths)}: {height}x{breadth} cannot be halved so often; use fewer")
         inputs = [channels, *widths[:-1]]
         blocks = (Residual(size, width, norm, eps, momentum) for size, width in zip(inputs, widths, strict=True))
         self.blocks = nn.Sequential(*blocks)

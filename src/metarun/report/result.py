@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -70,9 +69,9 @@ def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, p
     plots.regression(list(zip(*columns, strict=True)), path)
 
 
-def _pixels(data: ImageData, x: Tensor) -> NDArray[np.uint8]:
+def _pixels(data: ImageData, x: Tensor) -> NDArray[Any]:
     return _array(((x * data.std + data.mean).clamp(0, 1) * 255).round().to(torch.uint8))
 
 
-def _array(value: Tensor) -> NDArray[np.generic]:
+def _array(value: Tensor) -> NDArray[Any]:
     return value.cpu().numpy()

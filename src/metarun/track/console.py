@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -37,7 +38,7 @@ class Progress:
     best: tuple[float, int] | None
     metrics: dict[str, float] = field(default_factory=dict)
     phase: tuple[str, int, int] | None = None
-    first: tuple[float, int] | None = None  # when the first step was logged, and which: compilation is not counted as pace
+    first: tuple[float, int] | None = None  # when and which step was logged first: compilation is no part of the pace
 
     def take(self, step: int, metrics: Mapping[str, float], now: float) -> None:
         self.step = step
@@ -89,11 +90,13 @@ class Console:
         self._spoke = self._phase_since = float("-inf")
         self._live: Live | None = None
         if self._console.is_terminal:
-            self._live = Live(get_renderable=self._panel, console=self._console, refresh_per_second=LIVE_PER_S, transient=True)
+            self._live = Live(
+                get_renderable=self._panel, console=self._console, refresh_per_second=LIVE_PER_S, transient=True
+            )
             self._live.start()
             self._console.show_cursor(True)  # so that a killed run leaves a usable terminal
         else:
-            self.note(f"{title}: step {start_step} of {total_steps}")
+            self.note(f"{title}: step {start_step} of {total_steps}" if total_steps else title)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._progress.take(step, metrics, time.monotonic())
@@ -112,16 +115,18 @@ class Console:
             self._speak(f"{phase} {done}/{total}", since=max(self._spoke, self._phase_since))
 
     def note(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        with suppress(OSError):  # a terminal that is gone does not end the run
+            self._console.print(Text(text), soft_wrap=True)
 
     def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
         self._stop()
-        self._console.print(result_table(summary, artifacts.config.parent))
+        with suppress(OSError):
+            self._console.print(result_table(summary, artifacts.config.parent))
 
     def close(self, exit_code: int) -> None:
         unfinished = self._live is not None
         self._stop()
-        if unfinished:
+        if unfinished and self._progress.total_steps:
             self.note(self._line(validated=False))
 
     def _stop(self) -> None:
@@ -156,15 +161,25 @@ class Console:
         rows.add_column(no_wrap=True, overflow="ellipsis")
         rows.add_row(bar)
         rows.add_row(Text("   ".join(progress.parts(now)) or "starting"))
-        return Panel(rows, title=Text(self._title), title_align="left", border_style="dim", box=box.ROUNDED)
+        width = self._console.width - len("^C") - 1  # what the terminal echoes must not open a new line under the panel
+        return Panel(rows, title=Text(self._title), title_align="left", border_style="dim", width=width)
+
+
+class _Patient(RichConsole):
+    """Falls silent when its reader has left (| head), where rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        if self.file is sys.stdout:  # what is still in its buffer goes nowhere, and nobody complains at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def rich_console(stream: TextIO | None = None) -> RichConsole:
-    """Colours and a width where a person sees them; elsewhere plain text without a control character, whatever FORCE_COLOR says."""
+    """Colours and a width where a person sees them; elsewhere text without control characters, FORCE_COLOR or not."""
     stream = stream or sys.stdout
     if stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-        return RichConsole(file=stream, force_terminal=True, highlight=False)
-    return RichConsole(
+        return _Patient(file=stream, force_terminal=True, highlight=False)
+    return _Patient(
         file=stream,
         force_terminal=False,
         force_interactive=False,
@@ -200,7 +215,7 @@ def _rows(summary: Mapping[str, Any], run_dir: Path) -> list[tuple[str, str]]:
     rows = [("test " + _MEASURES[measure], f"{tested} ({summary['test/episodes']} episodes)")]
     if f"val/best_{measure}" in summary:
         rows.append(("val best", f"{score(measure, summary[f'val/best_{measure}'])} (step {summary['best_step']})"))
-    rows += [(name, str(summary[name])) for name in ("steps", "seed") if name in summary]
+    rows += _protocol_rows(summary.get("protocol", {}))
     if "time/total_s" in summary:
         rows.append(("time", clock(summary["time/total_s"])))
     if "time/tasks_per_s" in summary:
@@ -208,6 +223,14 @@ def _rows(summary: Mapping[str, Any], run_dir: Path) -> list[tuple[str, str]]:
     rows.append(("run directory", shortest(run_dir)))
     named = (("checkpoint", "best.pt"), ("curves", "curves.png"), ("test episodes", "episodes.png"))
     return rows + [(name, shortest(run_dir / file)) for name, file in named if (run_dir / file).exists()]
+
+
+def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = {name: protocol.get(key) for name, key in (("batch norm", "bn"), ("steps", "steps"), ("seed", "seed"))}
+    if "ways" in protocol:
+        shape = f"{protocol['ways']}-way {protocol['shots']}-shot {protocol['queries']} queries"
+        rows = {"task": f"{protocol['data']} {shape}", **rows}
+    return [(name, str(value)) for name, value in rows.items() if value is not None]
 
 
 _MEASURES = {"acc": "accuracy", "mse": "mean squared error"}

@@ -20,7 +20,7 @@ class FilesOnly:
 
 
 class Jsonl:
-    """Opens `path` at `offset` bytes (a checkpoint's `position`, 0 for a new run) and drops all that a killed run wrote after it."""
+    """Opens `path` at `offset` bytes (a checkpoint's `position`, 0 for a new run); what lies beyond is dropped."""
 
     def __init__(self, path: Path, offset: int) -> None:
         size = path.stat().st_size if path.exists() else 0

@@ -49,7 +49,7 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class Identity:
-    """What names a run: the id survives a resume, group and tags sort it among others."""
+    """What names a run: the id survives a resume, group and tags sort it among others (settings may add to them)."""
 
     run_id: str
     name: str
@@ -76,14 +76,9 @@ class Wandb:
         self._run_dir, self._note = run_dir.absolute(), note
         self._folder = self._run_dir / "wandb"
         self._offline = self._failed = False
-        self._lent = _lend(
-            {
-                "WANDB_DATA_DIR": str(self._folder),  # staged files and logs in the run directory, whatever the home directory is
-                "WANDB_CACHE_DIR": str(self._folder / "cache"),
-                "WANDB_ERROR_REPORTING": "false",  # an offline run makes no connection at all
-            }
-        )
-        self._log_errors, logging.raiseExceptions = logging.raiseExceptions, False  # a full disk: a traceback per line it logs
+        self._lent = _lend(_environ(self._folder))
+        self._log_errors = logging.raiseExceptions
+        logging.raiseExceptions = False  # on a full disk each line that wandb logs would print a traceback
         self._calls: SimpleQueue[Callable[[wandb.Run], None] | int] = SimpleQueue()
         self._thread = Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -104,18 +99,26 @@ class Wandb:
         self.lost = self._thread.is_alive()
         _take_back(self._lent)
         logging.raiseExceptions = self._log_errors
-        sync = f"wandb sync {_shortest(self._folder)}"
+        sync = f"wandb sync {_shortest(self._sessions())}"
         if self.lost:
             self._note(f"W&B: not finished after {limit:g} s; what is missing there can be sent with: {sync}")
         elif self._offline and not self._failed:
             self._note(f"W&B: kept offline; send it with: {sync}")
+
+    def _sessions(self) -> Path:
+        """The run's folder, or a pattern for all of them where it was resumed: sent together, they make one run."""
+        pattern = f"offline-run-*-{self._identity.run_id}*"  # wandb numbers those begun in one second
+        several = self._offline and len(list(self._folder.parent.glob(pattern))) > 1
+        return self._folder.with_name(pattern) if several else self._folder
 
     def _put(self, call: Callable[[wandb.Run], None]) -> None:
         if not self._failed:
             self._calls.put(call)
 
     def _work(self) -> None:
+        exit_before, hook_before = sys.exit, sys.excepthook
         run = self._guarded(self._open)
+        sys.exit, sys.excepthook = exit_before, hook_before  # wandb's own would learn an exit code that it is told
         while not isinstance(call := self._calls.get(), int):
             if run is not None and not self._failed:
                 self._guarded(partial(call, run))
@@ -171,24 +174,20 @@ class Wandb:
         return settings
 
     def _start(self, module: Any, settings: wandb.Settings, *, online: bool) -> wandb.Run:
-        exit_before, hook_before = sys.exit, sys.excepthook
-        try:
-            run: wandb.Run = module.init(
-                mode="online" if online else "offline",
-                project=self._settings.project,
-                entity=self._settings.entity,
-                id=self._identity.run_id,
-                name=self._identity.name,
-                group=self._identity.group,
-                tags=self._identity.tags,
-                config=self._config,
-                dir=str(self._run_dir),
-                resume="allow" if online else None,  # offline files of one id are joined when they are sent
-                reinit="create_new",
-                settings=settings,
-            )
-        finally:
-            sys.exit, sys.excepthook = exit_before, hook_before  # replaced by wandb to learn the exit code, which it is told
+        run: wandb.Run = module.init(
+            mode="online" if online else "offline",
+            project=self._settings.project,
+            entity=self._settings.entity,
+            id=self._identity.run_id,
+            name=self._identity.name,
+            group=self._settings.group or self._identity.group,
+            tags=list(dict.fromkeys((*self._identity.tags, *self._settings.tags))),
+            config=self._config,
+            dir=str(self._run_dir),
+            resume="allow" if online else None,  # offline, the server joins files of one id when they are sent
+            reinit="create_new",
+            settings=settings,
+        )
         self._folder, self._offline = Path(run.settings.sync_dir), not online
         run.define_metric("*", step_metric="step")
         if online and run.url:
@@ -230,7 +229,7 @@ def _end(run: wandb.Run | None, exit_code: int) -> None:
 
 
 def _api_key(server: wandb.Settings) -> str | None:
-    """The key that wandb would use: the environment's, its settings file's, or that of the server's host in the netrc file."""
+    """The key that wandb would use: from the environment, its settings, or the netrc file's entry for the server."""
     if key := os.environ.get("WANDB_API_KEY") or server.api_key:
         return key
     home = (Path(name).expanduser() for name in ("~/.netrc", "~/_netrc"))
@@ -250,6 +249,11 @@ def _reach(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in getproxies() and parts.hostname:
         create_connection((parts.hostname, parts.port or {"http": 80}.get(parts.scheme, 443)), REACH_TIMEOUT_S).close()
+
+
+def _environ(folder: Path) -> dict[str, str]:
+    """All that wandb writes lies in the run directory, whatever the home is; an offline run makes no connection."""
+    return {"WANDB_DATA_DIR": str(folder), "WANDB_CACHE_DIR": str(folder / "cache"), "WANDB_ERROR_REPORTING": "false"}
 
 
 def _lend(values: Mapping[str, str]) -> list[str]:

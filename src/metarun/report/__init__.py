@@ -1,0 +1,1 @@
+"""A run's numbers as pictures and tables for people."""
