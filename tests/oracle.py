@@ -1,4 +1,4 @@
-"""The six algorithms a second time: plain loops over torch.autograd, batch norm spelt out or torch's own, nothing of metarun's."""
+"""The algorithms a second time: plain loops over torch.autograd and batch norm spelt out; nothing of metarun."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _normed(w: Params, x: Tensor, name: str, stats: Params | None, used: Params)
 
 
 def swapped(module: nn.Module, renamed: Callable[[str], str]) -> Forward:
-    """A torch module with torch's own batch norm, its parameters replaced one by one; by the batch's statistics only."""
+    """A torch module with torch's own batch norm, its parameters replaced; by the batch's statistics only."""
     places = [
         (layer, leaf, f"{room}.{leaf}".removeprefix("."))
         for room, layer in module.named_modules()
@@ -96,7 +96,7 @@ def swapped(module: nn.Module, renamed: Callable[[str], str]) -> Forward:
     def forward(w: Params, x: Tensor, stats: Params | None) -> tuple[Tensor, Params]:
         assert not stats
         for layer, leaf, name in places:
-            layer._parameters[leaf] = w[renamed(name)]  # type: ignore[assignment]  # a tensor with a graph
+            layer._parameters[leaf] = w[renamed(name)]
         return module(x), {}
 
     return forward

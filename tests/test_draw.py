@@ -53,7 +53,7 @@ def test_seed_split_stream_and_number_all_matter() -> None:
     base = draw.bits(0, 0, index, 1, 4)
     for other in (draw.bits(1, 0, index, 1, 4), draw.bits(0, 1, index, 1, 4), draw.bits(0, 0, index, 2, 4)):
         assert not (base == other).any()
-    assert base.unique().numel() == base.numel()
+    assert torch.unique(base).numel() == base.numel()
 
 
 def test_uniform_fills_the_unit_interval() -> None:
@@ -69,7 +69,7 @@ def test_choose_draws_without_replacement_and_fairly() -> None:
     chosen = draw.choose(draw.bits(0, 0, torch.arange(30_000), 1, 6), 3)
     assert all(len(set(row)) == 3 for row in chosen[:200].tolist())
     ordered = chosen[:, 0] * 36 + chosen[:, 1] * 6 + chosen[:, 2]
-    counts = ordered.unique(return_counts=True)[1]
+    counts = torch.unique(ordered, return_counts=True)[1]
     assert len(counts) == 6 * 5 * 4
     expected = 30_000 / 120
     assert float(((counts - expected) ** 2 / expected).sum()) < 119 + 5 * (2 * 119) ** 0.5

@@ -30,7 +30,7 @@ def test_pool_holds_disjoint_classes_only() -> None:
     with pytest.raises(AssertionError, match="2 names, 3 classes"):
         make_pool(images, ("a", "b"), {"train": (0,)})
     with pytest.raises(AssertionError, match="not uint8"):
-        make_pool(images.astype(np.float32), ("a", "b", "c"), {"train": (0,)})  # type: ignore[arg-type]  # the mistake
+        make_pool(images.astype(np.float32), ("a", "b", "c"), {"train": (0,)})
 
 
 def test_cache_makes_once_and_maps_read_only(tmp_path: Path) -> None:

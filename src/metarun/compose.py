@@ -46,9 +46,10 @@ def compose(words: Sequence[str]) -> Composed:
 def sources(words: Sequence[str]) -> list[tuple[str, Path]]:
     """(package, file) in the order in which later ones win."""
     with _session(), _explained(words):
+        added = hydra_compose(ROOT, overrides=list(words), return_hydra_config=True).hydra.searchpath
+        folders = [conf_dir(), *(Path(place.removeprefix("file://")) for place in added)]
         loader = GlobalHydra.instance().config_loader()
         found = []
-        folders = [Path(source.path.removeprefix("file://")) for source in loader.get_sources()]
         for default in loader.compute_defaults_list(ROOT, list(words), RunMode.RUN).defaults:
             files = [folder / f"{default.config_path}.yaml" for folder in folders]
             file = next((file for file in files if file.is_file()), None)

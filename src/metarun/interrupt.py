@@ -38,14 +38,13 @@ class Stop:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Signals are heard inside; as they were before, outside. In a thread that may not listen, nothing is heard."""
+    """Signals are heard inside, and outside as before; once one came, to the end, so that a second one still ends at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.signal(number, stop.hear) for number in SIGNALS}
-    try:
-        yield stop
-    finally:
+    yield stop
+    if stop.asked is None:
         for number, handler in before.items():
             signal.signal(number, handler)

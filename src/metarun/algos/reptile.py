@@ -51,7 +51,8 @@ class Reptile:
     def __post_init__(self) -> None:
         inner_loop.check_steps(steps=self.steps, test_steps=self.test_steps)
         inner_loop.check_rate("inner_lr", self.inner_lr)
-        inner_loop.check_steps(inner_batch=self.inner_batch or 1, test_batch=self.test_batch or 1)
+        for name, size in (("inner_batch", self.inner_batch), ("test_batch", self.test_batch)):
+            inner_loop.check_steps(**{name: 1 if size is None else size})
         inner_loop.check_choice("inner_optim", self.inner_optim, ("sgd", "adam"))
         inner_loop.check_choice("bn", self.bn, ("batch", "support", "running"))
 

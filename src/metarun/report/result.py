@@ -52,7 +52,7 @@ def draw_episodes(parts: Parts, meta: Meta, tasks: Tasks, path: Path) -> None:
         predicted = parts.engine.scores(meta, episode).argmax(-1)
         support_x, query_x = (_pixels(parts.data, batch.x) for batch in (episode.support, episode.query))
         columns = (support_x, _array(episode.support.y), query_x, _array(episode.query.y), _array(predicted))
-        plots.episodes(list(zip(*columns, strict=True)), path)
+        plots.episodes([plots.Shown(*row) for row in zip(*columns, strict=True)], path)
 
 
 def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, path: Path) -> None:
@@ -66,7 +66,7 @@ def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, p
         before = parts.net(meta["weights"], x[0])[0]
     flat = (_array(v.squeeze(-1)) for v in (episode.support.x, episode.support.y))
     columns = (*flat, _array(x_TQ), _array(truth), [_array(before.squeeze(-1))] * PICTURED, _array(after.squeeze(-1)))
-    plots.regression(list(zip(*columns, strict=True)), path)
+    plots.regression([plots.Fit(*row) for row in zip(*columns, strict=True)], path)
 
 
 def _pixels(data: ImageData, x: Tensor) -> NDArray[Any]:

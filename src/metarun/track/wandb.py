@@ -223,9 +223,11 @@ def _end(run: wandb.Run | None, exit_code: int) -> None:
         return
     import wandb
 
-    if run is not None:
-        run.finish(exit_code=exit_code)
-    wandb.teardown(exit_code)  # ends its process here, under the time limit, and not in a hook at exit
+    try:
+        if run is not None:
+            run.finish(exit_code=exit_code)
+    finally:
+        wandb.teardown(exit_code)  # ends its process here, under the time limit, and not in a hook at exit
 
 
 def _api_key(server: wandb.Settings) -> str | None:

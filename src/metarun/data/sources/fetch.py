@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,8 +30,12 @@ def fetch(path: Path, mirrors: Sequence[str], md5: str, say: Say) -> Path:
         try:
             _download(f"{mirror.rstrip('/')}/{path.name}", path, md5, say)
             return path
+        except urllib.error.HTTPError as problem:
+            problem.close()  # it holds the connection
+            failures.append(f"{mirror}: {problem}")
         except (OSError, ValueError, http.client.HTTPException) as problem:
-            failures.append(f"{mirror}: {str(problem) or type(problem).__name__}")
+            cause = problem.reason if isinstance(problem, urllib.error.URLError) else problem
+            failures.append(f"{mirror}: {str(cause) or type(cause).__name__}")
     tried = "; ".join(failures) or "no mirror given"
     raise DataError(f"{path.name} is missing and cannot be downloaded ({tried}); put it at {path}")
 

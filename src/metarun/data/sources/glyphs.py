@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.pool import DataError, Pool, cache_root, cached, make_pool
+from metarun.data.pool import Pool, cache_root, cached, make_pool
 from metarun.data.sources.pen import JOINTS, Floats, Ints, Strokes, curve, ink, place, string
 
 if TYPE_CHECKING:  # types.py imports torch
@@ -105,7 +105,7 @@ class Glyphs:
         }
         for name, (holds, remedy) in limits.items():
             if not holds:
-                raise DataError(f"data.{name}={getattr(self, name)}: {remedy}")
+                raise ValueError(f"{name}={getattr(self, name)}: {remedy}")
 
     @property
     def images_per_class(self) -> int:

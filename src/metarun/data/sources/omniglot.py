@@ -8,7 +8,7 @@ import os
 import random
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -31,7 +31,7 @@ class Omniglot:
     kind: ClassVar[Kind] = "classes"
 
     root: str | None  # folder that holds omniglot/*.zip; None: METARUN_DATA, else data/ in the cache folder
-    mirrors: Sequence[str]  # folders on the web that hold the two archives
+    mirrors: tuple[str, ...]  # folders on the web that hold the two archives
     background_md5: str
     evaluation_md5: str
     background_classes: int
@@ -51,7 +51,7 @@ class Omniglot:
     def __post_init__(self) -> None:
         if min(self.counts().values()) < 1:
             sizes = ", ".join(f"{count} {split}" for split, count in self.counts().items())
-            raise DataError(f"data.val_classes={self.val_classes}: leaves {sizes} classes; each split needs 1 or more")
+            raise ValueError(f"val_classes={self.val_classes}: leaves {sizes} classes; each split needs 1 or more")
 
     def counts(self) -> dict[Split, int]:
         """Classes of each split, before rotations."""

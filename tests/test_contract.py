@@ -1,0 +1,172 @@
+"""What every algorithm under conf/algo must keep; a new one is found by its YAML."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from copy import deepcopy
+from dataclasses import MISSING, FrozenInstanceError, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from metarun.engine.loop import Loop
+from metarun.engine.unroll import unroll_graph
+from metarun.engine.vmap import Vmap
+from metarun.models.functional import FunctionalNet, build
+from metarun.types import BUFFERS, Episode, Kind, Meta
+from small import WAYS, distance, episodes, network
+
+CONF = Path(__file__).parents[1] / "conf" / "algo"
+NETS: dict[Kind, str] = {"classes": "conv4-strided", "values": "mlp-sine"}
+LINES = 120
+
+
+@cache
+def values(name: str) -> dict[str, Any]:
+    """As Hydra would compose the file alone: its own group, with the task that interpolations may ask for."""
+    written = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    assert isinstance(written, dict)
+    shape = {"ways": WAYS, "shots": 2, "queries": 2}
+    whole = OmegaConf.create({"task": {**shape, "train": shape}, "algo": written.get("algo", written)})
+    plain = OmegaConf.to_container(whole.algo, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): tuple(v) if isinstance(v, list) else v for key, v in plain.items() if key != "defaults"}
+
+
+def algorithm_class(name: str) -> type:
+    room, _, cls = values(name)["_target_"].rpartition(".")
+    found = getattr(importlib.import_module(room), cls)
+    assert isinstance(found, type)
+    return found
+
+
+def algorithm(name: str) -> Any:
+    return algorithm_class(name)(**{key: value for key, value in values(name).items() if key != "_target_"})
+
+
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+CASES = [(name, kind) for name in NAMES for kind in NETS if kind in algorithm(name).kinds]
+
+
+def prepared(name: str, kind: Kind, dtype: torch.dtype = torch.float64) -> tuple[Any, FunctionalNet, Meta, Episode]:
+    def cast(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value.clone()
+
+    algo, (shared, weights) = algorithm(name), network(NETS[kind])
+    net, weights = build(deepcopy(shared.module).to(dtype))[0], {n: cast(w) for n, w in weights.items()}
+    return algo, net, algo.init(net, weights), tree_map(cast, episodes(NETS[kind]))
+
+
+def first(episode: Episode) -> Episode:
+    task: Episode = tree_map(lambda stack: stack[0], episode)
+    return task
+
+
+def same(a: object, b: object) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_a_frozen_value_whose_numbers_are_all_in_its_yaml(name: str) -> None:
+    algo = algorithm(name)
+    numbers = fields(algo)
+    with pytest.raises(FrozenInstanceError):
+        setattr(algo, numbers[0].name, None)
+    assert all(field.default is MISSING and field.default_factory is MISSING for field in numbers)
+    assert {field.name for field in numbers} == values(name).keys() - {"_target_"}
+    assert hash(algo) == hash(algorithm(name))
+    assert algo.kinds <= {"classes", "values"}
+    assert algo.kinds
+    assert isinstance(algo.uses_head, bool)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_file_is_short_and_only_maths(name: str) -> None:
+    source = inspect.getsource(sys.modules[algorithm_class(name).__module__])
+    tree = ast.parse(source)
+    called = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert len(source.splitlines()) <= LINES
+    assert "arXiv" in (ast.get_docstring(tree) or "")
+    assert not called & {"item", "tolist", "print", "cpu", "cuda", "numpy", "log", "manual_seed"}
+    assert not re.search(r"for \w*task\w* in", source)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_shapes_and_types(name: str, kind: Kind, dtype: torch.dtype) -> None:
+    algo, net, meta, episode = prepared(name, kind, dtype)
+    task = first(episode)
+    loss, aux = algo.meta_loss(net, meta, task, torch.tensor(0), unroll_graph)
+    out = algo.predict(net, meta, algo.adapt(net, meta, task.support, unroll_graph), task.query.x)
+    buffers = meta.get(BUFFERS, {})
+    assert meta["weights"].keys() <= network(NETS[kind])[1].keys()
+    assert loss.shape == ()
+    assert {key: v.shape for key, v in aux.buffers.items()} == {key: v.shape for key, v in buffers.items()}
+    assert aux.metrics.keys() == ({"loss", "acc"} if kind == "classes" else {"loss"})
+    assert len(out) == len(task.query.y)
+    assert out.shape[1] >= WAYS if kind == "classes" else out.shape == task.query.y.shape
+    assert {v.dtype for v in tree_leaves((meta, loss, aux, out))} == {dtype}
+    assert not any(v.requires_grad for v in tree_leaves(aux))
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_it_is_pure_and_deterministic(name: str, kind: Kind) -> None:
+    algo, net, meta, episode = prepared(name, kind)
+    kept = deepcopy((meta, episode))
+    engine = Vmap(None).build(algo, net)
+    runs = [(engine.meta_grad(meta, episode, 3), engine.scores(meta, episode)) for _ in range(2)]
+    assert same(runs[0], runs[1])
+    assert same((meta, episode), kept)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_every_learned_number_has_a_gradient(name: str, kind: Kind) -> None:
+    algo, net, meta, episode = prepared(name, kind)
+    grads, aux = Vmap(None).build(algo, net).meta_grad(meta, episode, 0)
+    assert {entry: group.keys() for entry, group in grads.items()} == {
+        entry: group.keys() for entry, group in meta.items() if entry != BUFFERS
+    }
+    for entry, group in grads.items():
+        for leaf, gradient in group.items():
+            assert gradient.isfinite().all(), (entry, leaf)
+            assert gradient.abs().max() > 0, (entry, leaf)
+    assert all(value.isfinite().all() for value in aux.metrics.values())
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_engines_agree(name: str, kind: Kind) -> None:
+    algo, net, meta, episode = prepared(name, kind)
+    batched, single = Vmap(2).build(algo, net), Loop().build(algo, net)
+    (found, found_aux), (expected, aux) = (engine.meta_grad(meta, episode, 0) for engine in (batched, single))
+    assert distance(found, expected) < 1e-10
+    assert distance(found_aux.metrics, aux.metrics) < 1e-10
+    assert distance(batched.scores(meta, episode), single.scores(meta, episode)) < 1e-10
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_tasks_do_not_know_of_each_other(name: str, kind: Kind) -> None:
+    algo, net, meta, episode = prepared(name, kind)
+    order = torch.tensor([2, 0, 1])
+    shuffled = tree_map(lambda stack: stack[order], episode)
+    engine = Vmap(None).build(algo, net)
+    assert distance(engine.scores(meta, shuffled), engine.scores(meta, episode)[order]) < 1e-10
+    assert distance(engine.meta_grad(meta, shuffled, 0)[0], engine.meta_grad(meta, episode, 0)[0]) < 1e-10
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_scores_keep_no_graph(name: str, kind: Kind) -> None:
+    algo, net, meta, episode = prepared(name, kind)
+    learned = tree_map(lambda value: value.clone().requires_grad_(), meta)
+    for engine in (Vmap(None), Loop()):
+        assert engine.build(algo, net).scores(learned, episode).grad_fn is None
+        assert not any(v.requires_grad for v in tree_leaves(engine.build(algo, net).meta_grad(learned, episode, 0)))

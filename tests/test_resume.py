@@ -1,0 +1,100 @@
+"""Stopped at any moment and taken up again is bitwise the same as never stopped."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun.checkpoint import State, read, save
+from metarun.cli import main
+from runs import TINY, only_run, outcome, start
+
+WORDS = [*TINY, "train.steps=120", "train.meta_batch=4", "train.save_every=1", "eval.every=10", "train.log_every=1"]
+
+
+def wait_for_rows(out: Path, rows: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        files = list(out.glob("*/*/seed0/metrics.jsonl"))
+        if files and files[0].read_bytes().count(b"\n") >= rows:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the run never got going")
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet"])
+def test_killed_five_times_and_never(algo: str, alone: Path) -> None:
+    words = [*WORDS, f"algo={algo}", "algo.bn=running"]
+    draw = random.Random()  # other moments every time
+    for _ in range(5):
+        going = start([*words, "out=killed"], alone)
+        files = list((alone / "killed").glob("*/*/seed0/metrics.jsonl"))
+        wait_for_rows(alone / "killed", files[0].read_bytes().count(b"\n") + 1 if files else 1)
+        time.sleep(draw.uniform(0, 0.5))
+        going.kill()
+        going.communicate()
+        assert going.returncode in (-signal.SIGKILL, 0)
+        if going.returncode == 0:
+            break
+    last = start([*words, "out=killed"], alone)
+    said = last.communicate()[0]
+    assert last.returncode == 0, said
+    assert main([*words, "out=whole"]) == 0
+    assert outcome(only_run(alone / "killed")) == outcome(only_run(alone / "whole"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, code: int, alone: Path) -> None:
+    words = [*WORDS, "train.save_every=1000"]
+    going = start([*words, "out=stopped"], alone)
+    wait_for_rows(alone / "stopped", 5)
+    going.send_signal(number)
+    said = going.communicate(timeout=60)[0]
+    assert going.returncode == code, said
+    assert f"{number.name}: saved at step" in said
+    assert "The same command goes on from there" in said
+    run = only_run(alone / "stopped")
+    step = read(run / "last.pt", torch.device("cpu"))["step"]
+    assert 0 < step < 120
+    again = start([*words, "out=stopped"], alone)
+    said = again.communicate(timeout=120)[0]
+    assert again.returncode == 0
+    assert f"goes on from step {step} of 120" in said
+    assert main([*words, "out=whole"]) == 0
+    assert outcome(run) == outcome(only_run(alone / "whole"))
+
+
+def test_a_second_signal_ends_at_once(alone: Path) -> None:
+    slow = [*TINY, "engine=loop", "train.meta_batch=400", "train.save_every=1", "train.log_every=1", "model.width=16"]
+    going = start(slow, alone)
+    wait_for_rows(alone / "outputs", 1)
+    going.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    start_s = time.monotonic()
+    going.send_signal(signal.SIGINT)
+    going.communicate(timeout=60)
+    assert time.monotonic() - start_s < 1
+    assert going.returncode == 130
+    content = read(only_run(alone / "outputs") / "last.pt", torch.device("cpu"))
+    assert content["step"] >= 1
+
+
+def test_a_checkpoint_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.zeros(3)
+    state = State({"weights": {"w": weight}}, torch.optim.Adam([weight]), step=1)
+    save(tmp_path / "last.pt", state, {})
+    state.step = 2
+
+    def broken(content: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]  # the file save() opened
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path / "last.pt", state, {})
+    assert read(tmp_path / "last.pt", torch.device("cpu"))["step"] == 1
