@@ -73,8 +73,10 @@ def test_a_second_signal_ends_at_once(alone: Path) -> None:
     slow = [*TINY, "engine=loop", "train.meta_batch=400", "train.save_every=1", "train.log_every=1", "model.width=16"]
     going = start(slow, alone)
     wait_for_rows(alone / "outputs", 1)
+    time.sleep(0.3)  # into the second step, which takes seconds
     going.send_signal(signal.SIGINT)
     time.sleep(0.2)
+    assert going.poll() is None, "the first signal waits for the end of the step"
     start_s = time.monotonic()
     going.send_signal(signal.SIGINT)
     going.communicate(timeout=60)

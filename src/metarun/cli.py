@@ -70,8 +70,8 @@ def console() -> None:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if LOST:
-        os._exit(code)  # a thread of W&B hangs, and so would the interpreter's exit
+    if LOST or code > 128:
+        os._exit(code)  # a thread of W&B hangs, and so would the interpreter's exit; or somebody pressed Ctrl-C and waits
     sys.exit(code)
 
 

@@ -107,8 +107,13 @@ class RunConfig:
 
     @property
     def signature(self) -> str:
-        signed = {name: value for name, value in self.plain.items() if name not in UNSIGNED}
-        return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.signed(self.plain), sort_keys=True).encode()).hexdigest()[:8]
+
+    def signed(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """What makes an experiment: not where it runs, nor where its data lies."""
+        kept = {name: value for name, value in plain.items() if name not in UNSIGNED}
+        places = getattr(type(self.data), "places", ())
+        return {**kept, "data": {name: value for name, value in kept["data"].items() if name not in places}}
 
     @property
     def experiment(self) -> str:

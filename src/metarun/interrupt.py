@@ -44,7 +44,9 @@ def listening() -> Iterator[Stop]:
         yield stop
         return
     before = {number: signal.signal(number, stop.hear) for number in SIGNALS}
-    yield stop
-    if stop.asked is None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    try:
+        yield stop
+    finally:
+        if stop.asked is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ import yaml
 
 import metarun
 from metarun.checkpoint import write_whole
-from metarun.config import UNSIGNED, RunConfig
+from metarun.config import RunConfig
 from metarun.errors import RunError
 
 VERSIONS = ("torch", "numpy", "learn2learn", "hydra-core", "wandb")
@@ -63,8 +63,9 @@ def claim(run: RunDir, config: RunConfig) -> None:
     """The first run writes its configuration; a later one must have the same."""
     if run.config.exists():
         before = yaml.safe_load(run.config.read_text())
-        if _signed(before) != _signed(config.plain):
-            differs = sorted(key for key in _signed(before) if _signed(before)[key] != _signed(config.plain).get(key))
+        there, ours = config.signed(before), config.signed(config.plain)
+        if there != ours:
+            differs = sorted(key for key in {*there, *ours} if there.get(key) != ours.get(key))
             raise RunError(f"{run.config}: another configuration lies here (differs in {', '.join(differs)}); move it away")
         return
     write_text(run.about, json.dumps({"id": uuid.uuid4().hex[:12], "choices": dict(config.choices)}, indent=2) + "\n")
@@ -132,7 +133,3 @@ def git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _signed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in plain.items() if name not in UNSIGNED}

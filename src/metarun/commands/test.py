@@ -80,11 +80,15 @@ def _config(about: Mapping[str, Any], words: list[str]) -> RunConfig:
         if key.split(".")[0] not in FREE or key == "algo" or key.startswith("task.train"):
             raise ConfigError(f"{key}: was settled when the run was trained; a test may set {', '.join(FREE[:3])}, "
                               f"algo.KEY, {', '.join(FREE[4:])}")
-    composed = overlay(Composed(dict(about["config"]), dict(about["choices"])), words)
+    base = Composed(dict(about["config"]), dict(about["choices"]))
+    composed = overlay(base, words)
     task = dict(composed.plain["task"])
     task["train"] = {name: task[name] for name in ("ways", "shots", "queries")}
     plain = {**composed.plain, "task": task, "track": {"_target_": "metarun.track.jsonl.FilesOnly"}}
-    return load(plain, composed.choices)
+    config, trained_on = load(plain, composed.choices), load(base.plain, base.choices)
+    if config.kind != trained_on.kind:
+        raise ConfigError(f"data={config.choices['data']}: has {config.kind}, the run was trained on {trained_on.kind}")
+    return config
 
 
 def _fill(meta: Meta, trained: Meta, config: RunConfig) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data.pool import DataError, Pool, cache_root, cached, make_pool
-from metarun.data.sources.fetch import fetch
+from metarun.data.fetch import fetch
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Kind, Split
@@ -29,6 +29,7 @@ SPEAK_EVERY_S = 2.0
 @dataclass(frozen=True)
 class Omniglot:
     kind: ClassVar[Kind] = "classes"
+    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")  # where the data lies, which is no part of an experiment
 
     root: str | None  # folder that holds omniglot/*.zip; None: METARUN_DATA, else data/ in the cache folder
     mirrors: tuple[str, ...]  # folders on the web that hold the two archives
