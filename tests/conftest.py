@@ -1,4 +1,4 @@
-"""Every test runs in an empty folder of its own, without the user's W&B settings; the embedded data is made once a session."""
+"""Every test runs in an empty folder of its own, without the user's W&B settings; data is made once a session."""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ SOURCE = ROOT / "src" / "metarun"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # A room imports from those before it.
-ROOMS = (
-    "errors conf types models algos data engine schedule evaluate track checkpoint interrupt loop typed config "
-    "assemble rundir report session run compose commands cli"
-).split()
+PLAN = """
+    errors conf types models algos data engine schedule evaluate track checkpoint interrupt loop typed config
+    assemble rundir report session run compose commands cli
+"""
+ROOMS = PLAN.split()
 
 ALONE = {
     "wandb": {"track/wandb.py"},

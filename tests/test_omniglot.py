@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
-from metarun.data.pool import DataError
 from metarun.data.fetch import fetch
+from metarun.data.pool import DataError
 from metarun.data.sources.omniglot import Omniglot
 
 CONF = Path(__file__).parents[1] / "conf/data/omniglot.yaml"

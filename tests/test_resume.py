@@ -92,7 +92,7 @@ def test_a_checkpoint_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: py
     save(tmp_path / "last.pt", state, {})
     state.step = 2
 
-    def broken(content: object, file: object) -> None:
+    def broken(_: object, file: object) -> None:
         file.write(b"half")  # type: ignore[attr-defined]  # the file save() opened
         raise OSError(28, "No space left on device")
 

@@ -32,13 +32,15 @@ class Source:
         images[:, :, :, 0, 0] = 255
         numbers = list(range(CLASSES))
         splits: dict[Split, tuple[int, ...]] = {
-            "train": tuple(numbers[:15]), "val": tuple(numbers[15:20]), "test": tuple(numbers[20:]),
+            "train": tuple(numbers[:15]),
+            "val": tuple(numbers[15:20]),
+            "test": tuple(numbers[20:]),
         }
         return make_pool(images, tuple(f"c{i}" for i in numbers), splits)
 
 
 def opened(rotations: str = "none") -> ImageData:
-    return open_images(Source(rotations), CPU, torch.float64, lambda text: None)  # type: ignore[arg-type]  # a made-up source
+    return open_images(Source(rotations), CPU, torch.float64, lambda _: None)  # type: ignore[arg-type]  # a made-up source
 
 
 def codes(data: ImageData, x: torch.Tensor) -> torch.Tensor:
@@ -129,14 +131,17 @@ def test_sine_is_the_curve_it_says() -> None:
     episode = tasks(torch.arange(500))
     x, y = episode.support.x[..., 0], episode.support.y[..., 0]
     assert x.shape == (500, 10)
-    assert float(x.min()) >= -5 and float(x.max()) <= 5
-    # y = a sin(x) + b cos(x) with a, b found from two points must hold at all the others, and give back amplitude and phase
+    assert float(x.min()) >= -5
+    assert float(x.max()) <= 5
+    # y = a sin(x) + b cos(x) with a, b from two points must hold at all others, and give back amplitude and phase
     left = torch.stack([x[:, :2].sin(), x[:, :2].cos()], dim=-1)
     a, b = torch.linalg.solve(left, y[:, :2]).unbind(-1)
     assert torch.allclose(a[:, None] * x.sin() + b[:, None] * x.cos(), y, rtol=0, atol=1e-7)
     amplitude, phase = torch.hypot(a, b), torch.atan2(-b, a)
-    assert float(amplitude.min()) > 0.1 - 1e-9 and 4.9 < float(amplitude.max()) < 5 + 1e-9
-    assert float(phase.min()) > -1e-9 and 3.1 < float(phase.max()) < math.pi + 1e-9
+    assert float(amplitude.min()) > 0.1 - 1e-9
+    assert 4.9 < float(amplitude.max()) < 5 + 1e-9
+    assert float(phase.min()) > -1e-9
+    assert 3.1 < float(phase.max()) < math.pi + 1e-9
     assert torch.allclose(tasks.wave(episode.index, x), y)
     query = tasks.wave(episode.index, episode.query.x[..., 0])
     assert torch.allclose(query, episode.query.y[..., 0])

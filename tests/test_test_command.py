@@ -48,7 +48,14 @@ def test_more_episodes_continue_the_same_list(alone: Path, capsys: pytest.Captur
 
 def test_other_shots_queries_steps_and_seed(alone: Path) -> None:
     run = trained(alone)
-    for words in (["task.shots=3"], ["task.queries=7"], ["algo.test_steps=1"], ["seed=5"], ["task=5w5s"], ["engine=loop"]):
+    for words in (
+        ["task.shots=3"],
+        ["task.queries=7"],
+        ["algo.test_steps=1"],
+        ["seed=5"],
+        ["task=5w5s"],
+        ["engine=loop"],
+    ):
         assert main(["test", str(run), *words]) == 0
     assert len(made_for(run)) == 6
     seeds = {json.loads((folder / "summary.json").read_text())["protocol"]["seed"] for folder in made_for(run)}

@@ -1,4 +1,4 @@
-"""The command line: the first bare word is a verb, all else goes to the verb. Nothing heavy is imported before it is needed."""
+"""The command line: the first bare word is a verb, all else goes to it. Heavy imports wait until they are needed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def console() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if LOST or code > 128:
-        os._exit(code)  # a thread of W&B hangs, and so would the interpreter's exit; or somebody pressed Ctrl-C and waits
+        os._exit(
+            code
+        )  # a thread of W&B hangs, and so would the interpreter's exit; or somebody pressed Ctrl-C and waits
     sys.exit(code)
 
 
@@ -86,7 +88,9 @@ def _dispatch(words: list[str]) -> int:
         return 0
     verb = words.pop(0) if words and _is_verb(words[0]) else "run"
     if verb not in VERBS:
-        raise ConfigError(f"{verb}: no such verb{nearest(verb, VERBS)} ({', '.join(VERBS)}); values are set as KEY=VALUE")
+        raise ConfigError(
+            f"{verb}: no such verb{nearest(verb, VERBS)} ({', '.join(VERBS)}); values are set as KEY=VALUE"
+        )
     many = [word for word in words if word in ("-m", "--multirun")]
     words = [word for word in words if word not in many]
     flags = [word for word in words if word.startswith("-")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,8 +82,7 @@ def overlay(base: Composed, words: Sequence[str]) -> Composed:
     with _session(), _explained(words):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         overrides = parser.parse_overrides(list(words))
-    plain = OmegaConf.create(copy.deepcopy(base.plain))
-    assert isinstance(plain, DictConfig)
+    plain = DictConfig(copy.deepcopy(base.plain))
     OmegaConf.set_struct(plain, True)
     choices = dict(base.choices)
     for override in overrides:
@@ -95,7 +94,7 @@ def overlay(base: Composed, words: Sequence[str]) -> Composed:
         if OmegaConf.select(plain, key, default=_MISSING) is _MISSING:
             raise ConfigError(unknown_key(key))
         OmegaConf.update(plain, key, value)
-    return _composed(plain, OmegaConf.create(choices))
+    return _composed(plain, choices)
 
 
 def complete(words: Sequence[str]) -> None:
@@ -126,7 +125,7 @@ def _alone(config: DictConfig) -> Composed:
     return _composed(config, choices)
 
 
-def _composed(config: DictConfig, choices: DictConfig) -> Composed:
+def _composed(config: DictConfig, choices: Mapping[Any, Any]) -> Composed:
     chosen = {str(group): str(name) for group, name in choices.items() if name and not str(group).startswith("hydra/")}
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)

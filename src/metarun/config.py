@@ -142,7 +142,9 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
     if not issubclass(optim_class, torch.optim.Optimizer):
         raise ConfigError(f"optim.{TARGET}={optim[TARGET]}: need a torch.optim class")
     if not isinstance(schedule, Mapping):
-        raise ConfigError(f"optim.schedule={schedule}: is a group of values; choose a file by optim/schedule={schedule}")
+        raise ConfigError(
+            f"optim.schedule={schedule}: is a group of values; choose a file by optim/schedule={schedule}"
+        )
     config = RunConfig(
         data=_target(plain, "data"),
         task=build(TaskConfig, plain.get("task"), "task"),
@@ -186,7 +188,9 @@ def _check_match(config: RunConfig) -> None:
     name, data = config.choices["algo"], config.choices["data"]
     if config.kind not in config.algo.kinds:
         meant = " and ".join(sorted(config.algo.kinds))
-        raise ConfigError(f"algo={name}: is meant for {meant}, data={data} has {config.kind}; choose another of the two")
+        raise ConfigError(
+            f"algo={name}: is meant for {meant}, data={data} has {config.kind}; choose another of the two"
+        )
     ways, train_ways = config.task.ways, config.task.train.ways
     if config.algo.uses_head and ways != train_ways:
         raise ConfigError(

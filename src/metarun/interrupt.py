@@ -38,7 +38,7 @@ class Stop:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Signals are heard inside, and outside as before; once one came, to the end, so that a second one still ends at once."""
+    """Signals are heard inside, and outside as before; once one came, to the end, so that a second ends at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

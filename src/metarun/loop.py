@@ -49,7 +49,7 @@ class NonFinite(Exception):
 
 
 class Watch:
-    """Remembers on the device the first step whose loss or gradient was not finite, so that nobody waits for it every step."""
+    """Remembers on the device the first step that was not finite, so that nobody waits for it every step."""
 
     def __init__(self, meta_batch: int) -> None:
         self.meta_batch = meta_batch

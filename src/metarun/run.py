@@ -53,7 +53,7 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunDir, stop: Stop) -> Outc
         exit_code = stopped.exit_code
         session.leave(str(stopped))
     except NonFinite as bad:
-        raise RunError(_non_finite(config, run, bad)) from bad
+        raise RunError(_non_finite(run, bad)) from bad
     finally:
         session.close(exit_code)
     return Outcome(summary, exit_code, session.lost)
@@ -103,7 +103,7 @@ def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
     return summary
 
 
-def _non_finite(config: RunConfig, run: RunDir, bad: NonFinite) -> str:
+def _non_finite(run: RunDir, bad: NonFinite) -> str:
     last = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint was saved before"
     return (
         f"step {bad.step}: the loss or its gradient is not finite, on training tasks {bad.tasks.start} to "

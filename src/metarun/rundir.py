@@ -50,7 +50,9 @@ def held(folder: Path) -> Iterator[RunDir]:
         lock = filelock.FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise RunError(f"{folder}: another process is at work here; wait for it, or choose another seed or out") from error
+        raise RunError(
+            f"{folder}: another process is at work here; wait for it, or choose another seed or out"
+        ) from error
     except OSError as error:
         raise RunError(f"out={folder}: cannot be written ({error.strerror}); choose another out=FOLDER") from error
     try:
@@ -66,7 +68,9 @@ def claim(run: RunDir, config: RunConfig) -> None:
         there, ours = config.signed(before), config.signed(config.plain)
         if there != ours:
             differs = sorted(key for key in {*there, *ours} if there.get(key) != ours.get(key))
-            raise RunError(f"{run.config}: another configuration lies here (differs in {', '.join(differs)}); move it away")
+            raise RunError(
+                f"{run.config}: another configuration lies here (differs in {', '.join(differs)}); move it away"
+            )
         return
     write_text(run.about, json.dumps({"id": uuid.uuid4().hex[:12], "choices": dict(config.choices)}, indent=2) + "\n")
     write_text(run.config, yaml.safe_dump(dict(config.plain), sort_keys=False))

@@ -31,7 +31,9 @@ class Session:
         self.state = State(parts.meta, optim.cls(learned(parts.meta), **optim.values))
         self.outer = Outer(config.schedule, optim.values["lr"], train.steps, train.clip, train.clip_by)
         metrics_bytes = self._resume()
-        self.console = Console(f"{config.group}/seed{config.seed}", train.steps, self.state.step, self.measure, best=self.state.best)
+        self.console = Console(
+            f"{config.group}/seed{config.seed}", train.steps, self.state.step, self.measure, best=self.state.best
+        )
         self.jsonl = Jsonl(run.metrics, metrics_bytes)
         self.wandb = self._wandb()
         self.trackers = Trackers((self.jsonl, self.console, *((self.wandb,) if self.wandb else ())))
@@ -101,7 +103,7 @@ class Session:
         return timed
 
     def ticker(self, phase: str, total: int) -> Callable[[int], None]:
-        """What a long evaluation calls between batches: shows how far it is, and ends it when somebody asked to stop."""
+        """What an evaluation calls between batches: shows how far it is, and ends it when somebody asked to stop."""
 
         def tick(done: int) -> None:
             self.console.tick(phase, done, total)
@@ -118,7 +120,9 @@ class Session:
         except NonFinite:
             self.console.note(f"{why}: the loss is not finite, so nothing was saved after step {self._saved_step}")
             return
-        self.console.note(f"{why}: saved at step {self.state.step}. The same command goes on from there: {self.run.path}")
+        self.console.note(
+            f"{why}: saved at step {self.state.step}. The same command goes on from there: {self.run.path}"
+        )
 
     def close(self, exit_code: int) -> None:
         self.trackers.close(exit_code)

@@ -18,9 +18,7 @@ T = TypeVar("T")
 TARGET = "_target_"
 
 
-def target_class(
-    spec: object, key: str, load: Callable[[str], types.ModuleType] = importlib.import_module
-) -> type:
+def target_class(spec: object, key: str, load: Callable[[str], types.ModuleType] = importlib.import_module) -> type:
     """The class that `_target_` names."""
     if not isinstance(spec, Mapping) or not isinstance(spec.get(TARGET), str):
         raise ConfigError(f"{key}={_short(spec)}: needs a group file with a {TARGET} class, chosen as {key}=NAME")
@@ -36,7 +34,7 @@ def target_class(
 
 
 def build(cls: type[T], values: object, key: str) -> T:
-    """A dataclass from a mapping: no key unknown, none missing, each of its type; its own checks prefixed with the key."""
+    """A dataclass from a mapping: no key unknown, none missing, each of its type; its own checks get the key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{key}={_short(values)}: is a group of values, set one of {', '.join(_names(cls))} in it")
     given = {name: value for name, value in values.items() if name != TARGET}
@@ -80,7 +78,9 @@ def convert(value: object, hint: Any, key: str) -> Any:
         choices = typing.get_args(hint)
         if value not in choices:
             shown = ", ".join(map(str, choices))
-            raise ConfigError(f"{key}={_short(value)}: no such choice{nearest(str(value), map(str, choices))} ({shown})")
+            raise ConfigError(
+                f"{key}={_short(value)}: no such choice{nearest(str(value), map(str, choices))} ({shown})"
+            )
         return value
     if origin in (tuple, list):
         return _convert_sequence(value, hint, key)

@@ -1,4 +1,4 @@
-"""The contracts between the rooms of the house: values that travel, and what an algorithm, an engine and a tracker must answer.
+"""The contracts between the rooms of the house: values that travel, and what an algorithm, engine and tracker answer.
 
 Shape letters: T tasks, N ways, S support = N * shots, Q queries = N * queries, C H W image, D embedding.
 """
@@ -44,14 +44,14 @@ class Aux(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """A task's own predictor. `stats` are the normalisation statistics to predict with; empty: those of the batch at hand."""
+    """A task's own predictor. `stats` are the statistics to normalise with; empty: those of the batch at hand."""
 
     weights: Params
     stats: Params
 
 
 class Net(Protocol):
-    """A network as pure functions. Names are `body.*` and `head.*`; statistics are inputs and outputs, never hidden state."""
+    """A network as pure functions. Names are `body.*` and `head.*`; statistics are inputs and outputs, not hidden."""
 
     @property
     def module(self) -> nn.Module:
@@ -78,8 +78,8 @@ class Net(Protocol):
 
 StepFn = Callable[[Any, Any, Any], Any]
 Unroll = Callable[[StepFn, Any, Any, int], Any]
-"""unroll(step, carry, consts, num_steps): carry_k+1 = step(carry_k, consts, k). The engine decides how it is executed, so all
-that a step differentiates through is in `carry` or `consts`, never in a closure."""
+"""unroll(step, carry, consts, num_steps): carry_k+1 = step(carry_k, consts, k). The engine decides how it is done, so
+all that a step differentiates through is in `carry` or `consts`, never in a closure."""
 
 
 class Algorithm(Protocol):

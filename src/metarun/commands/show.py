@@ -43,7 +43,10 @@ def origins(words: list[str]) -> dict[str, str]:
     for word in words:
         key, equals, _ = word.lstrip("+~").partition("=")
         if equals:
-            found = {k: ("command line" if k == key or k.startswith(f"{key}.") and "." in key else v) for k, v in found.items()}
+            found = {
+                k: ("command line" if k == key or (k.startswith(f"{key}.") and "." in key) else v)
+                for k, v in found.items()
+            }
             found[key] = "command line"
     return found
 

@@ -1,4 +1,4 @@
-"""`metarun test RUN_DIR`: the best checkpoint of a run on other episodes, tasks or data; a new result beside the old one."""
+"""`metarun test RUN_DIR`: a run's best checkpoint on other episodes, tasks or data; a new result beside the old one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,15 @@ FREE = ("data", "task", "eval", "algo", "engine", "device", "seed")
 
 def test(words: list[str]) -> int:
     if not words or "=" in words[0]:
-        raise ConfigError("test: name a run directory first, as in: metarun test outputs/.../seed0 eval.test_episodes=2000")
+        raise ConfigError(
+            "test: name a run directory first, as in: metarun test outputs/.../seed0 eval.test_episodes=2000"
+        )
     folder = Path(words[0])
     best = run_dir(folder).best
     if not best.exists():
-        raise ConfigError(f"{folder}: holds no best.pt; a run directory looks like outputs/glyphs-5w1s/maml-1a2b3c4d/seed0")
+        raise ConfigError(
+            f"{folder}: holds no best.pt; a run directory looks like outputs/glyphs-5w1s/maml-1a2b3c4d/seed0"
+        )
     trained = read(best, torch.device("cpu"))
     config = _config(trained["about"], words[1:])
     data = open_data(config, say)
@@ -78,8 +82,10 @@ def _config(about: Mapping[str, Any], words: list[str]) -> RunConfig:
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         if key.split(".")[0] not in FREE or key == "algo" or key.startswith("task.train"):
-            raise ConfigError(f"{key}: was settled when the run was trained; a test may set {', '.join(FREE[:3])}, "
-                              f"algo.KEY, {', '.join(FREE[4:])}")
+            raise ConfigError(
+                f"{key}: was settled when the run was trained; a test may set {', '.join(FREE[:3])}, "
+                f"algo.KEY, {', '.join(FREE[4:])}"
+            )
     base = Composed(dict(about["config"]), dict(about["choices"]))
     composed = overlay(base, words)
     task = dict(composed.plain["task"])

@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of (seed, split, task, stream): the same on every device, at every batch size, in any order."""
+"""Random numbers as a pure function of (seed, split, task, stream): the same on any device, at any batch size."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def uniform(seed: int, split: int, index_T: Tensor, stream: int, count: int) -> 
 
 
 def choose(random_bits: Tensor, count: int) -> Tensor:
-    """`count` different numbers below the size of the last dimension, in random order: the places of the largest bits."""
+    """`count` different numbers below the size of the last dimension, in random order: where the largest bits are."""
     return random_bits.topk(count, dim=-1).indices

@@ -1,4 +1,4 @@
-"""The meta-test, and what a person wants to see beside its score: every episode's score, a few episodes as a picture."""
+"""The meta-test, and what a person wants to see beside its score: every episode's score, some as a picture."""
 
 from __future__ import annotations
 

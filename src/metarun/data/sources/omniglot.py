@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.pool import DataError, Pool, cache_root, cached, make_pool
 from metarun.data.fetch import fetch
+from metarun.data.pool import DataError, Pool, cache_root, cached, make_pool
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Kind, Split
