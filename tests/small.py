@@ -46,6 +46,7 @@ MODELS = {
     "conv4-group": Model(CONV, conv("stride", "mean", "group"), (2, 8, 8), None),
     "mlp": Model(MLP, dense("none"), (1, 3, 3), oracle.mlp(2, False, torch.relu)),
     "mlp-batch": Model(MLP, dense("batch"), (1, 3, 3), oracle.mlp(2, True, torch.relu)),
+    "mlp-tanh": Model(MLP, dense("batch", "tanh"), (1, 3, 3), oracle.mlp(2, True, torch.tanh)),
     "mlp-sine": Model(MLP, dense("none", "tanh"), (1,), oracle.mlp(2, False, torch.tanh)),
     "resnet12": Model(
         RESNET, {"widths": (3, 4), "pooling": "mean", "norm": "batch", "eps": 1e-5, "momentum": 0.1}, (2, 8, 8), None

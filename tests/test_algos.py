@@ -58,7 +58,7 @@ def test_first_order_is_the_gradient_at_the_adapted_weights() -> None:
     episode = one_task("conv4-strided")
     algo = MAML(3, 3, 0.3, "first", "sum_over_ways", ("*",), "batch")
     found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights), stacked(episode), 0)
-    adapted = algo.adapt(net, algo.init(net, weights), episode.support, unroll_graph)
+    adapted = algo.adapted(net, algo.init(net, weights), episode.support, unroll_graph)
     leaves = {name: value.detach().requires_grad_() for name, value in adapted.weights.items()}
     loss = cross_entropy(net(leaves, episode.query.x)[0], episode.query.y)
     gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -83,7 +83,7 @@ def test_metasgd_of_equal_rates_is_maml(order: str) -> None:
 def test_anil_leaves_the_body_as_it_is(bn: str) -> None:
     net, weights = network("conv4-strided")
     algo = ALGOS["anil"](bn)
-    adapted = algo.adapt(net, algo.init(net, weights), one_task("conv4-strided").support, unroll_graph)
+    adapted = algo.adapted(net, algo.init(net, weights), one_task("conv4-strided").support, unroll_graph)
     body = [name for name in weights if name.startswith("body.")]
     assert all(torch.equal(adapted.weights[name], weights[name]) for name in body)
     assert not torch.equal(adapted.weights["head.weight"], weights["head.weight"])
@@ -94,7 +94,7 @@ def test_one_pass_of_the_body_serves_all_steps_of_anil(bn: str) -> None:
     """A norm layer's gamma of rate zero forces the general way, which passes through the body at every step."""
     net, weights = network("conv4-strided")
     short = MetaSGD(3, 3, 0.3, "second", "mean", ("head.*",), bn)  # type: ignore[arg-type]  # a choice from a list is a str
-    long = replace(short, adapts=("head.*", "body.blocks.0.norm.weight"))
+    long = replace(short, adapt=("head.*", "body.blocks.0.norm.weight"))
     metas = [grown(algo.init(net, weights)) for algo in (short, long)]
     metas[1]["rates"]["body.blocks.0.norm.weight"] *= 0
     episode = episodes("conv4-strided")
@@ -141,7 +141,7 @@ def test_one_shot_protonet_is_the_nearest_neighbour() -> None:
     whole = one_task("conv4-strided")
     support = Batch(whole.support.x[::SHOTS], whole.support.y[::SHOTS])
     meta = algo.init(net, weights)
-    logits = algo.predict(net, meta, algo.adapt(net, meta, support, unroll_graph), whole.query.x)
+    logits = algo.predict(net, meta, algo.adapted(net, meta, support, unroll_graph), whole.query.x)
     squared = torch.cdist(net.embed(weights, whole.query.x)[0], net.embed(weights, support.x)[0]) ** 2
     assert distance(logits, -squared) < 1e-12
     assert torch.equal(logits.argmax(1), squared.argmin(1))
@@ -153,8 +153,8 @@ def test_relabelled_classes_of_protonet(distance_of: str) -> None:
     algo = ProtoNet(distance_of, "batch")  # type: ignore[arg-type]  # a choice from a list is a str
     meta, task = algo.init(net, weights), one_task("conv4-strided")
     label = torch.tensor([2, 0, 1])
-    plain = algo.predict(net, meta, algo.adapt(net, meta, task.support, unroll_graph), task.query.x)
-    renamed = algo.adapt(net, meta, Batch(task.support.x, label[task.support.y]), unroll_graph)
+    plain = algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll_graph), task.query.x)
+    renamed = algo.adapted(net, meta, Batch(task.support.x, label[task.support.y]), unroll_graph)
     assert distance(algo.predict(net, meta, renamed, task.query.x)[:, label], plain[:, :WAYS]) < 1e-13
     absent = torch.softmax(plain, 1)[:, WAYS:]
     assert absent.shape[1] == WAYS * (SHOTS - 1)
@@ -168,8 +168,8 @@ def test_relabelled_classes_with_a_relabelled_head(which: str) -> None:
     back = label.argsort()
     turned = {**weights, "head.weight": weights["head.weight"][back], "head.bias": weights["head.bias"][back]}
     plain, renamed = algo.init(net, weights), algo.init(net, turned)
-    out = algo.predict(net, plain, algo.adapt(net, plain, task.support, unroll_graph), task.query.x)
-    adapted = algo.adapt(net, renamed, Batch(task.support.x, label[task.support.y]), unroll_graph)
+    out = algo.predict(net, plain, algo.adapted(net, plain, task.support, unroll_graph), task.query.x)
+    adapted = algo.adapted(net, renamed, Batch(task.support.x, label[task.support.y]), unroll_graph)
     assert distance(algo.predict(net, renamed, adapted, task.query.x)[:, label], out) < 1e-12
 
 
@@ -182,7 +182,7 @@ def test_permuted_support_rows(which: str, bn: str) -> None:
     order = torch.randperm(WAYS * SHOTS, generator=torch.Generator().manual_seed(0))
     shuffled = Batch(task.support.x[order], task.support.y[order])
     a, b = (
-        algo.predict(net, meta, algo.adapt(net, meta, support, unroll_graph), task.query.x)
+        algo.predict(net, meta, algo.adapted(net, meta, support, unroll_graph), task.query.x)
         for support in (task.support, shuffled)
     )
     assert distance(a, b) < 1e-12
@@ -194,7 +194,7 @@ def test_without_transduction_a_query_is_scored_alone(which: str, bn: str) -> No
     net, weights = network("conv4-strided")
     algo, task = ALGOS[which](bn), one_task("conv4-strided")
     meta = grown(algo.init(net, weights))
-    adapted = algo.adapt(net, meta, task.support, unroll_graph)
+    adapted = algo.adapted(net, meta, task.support, unroll_graph)
     together = algo.predict(net, meta, adapted, task.query.x)
     alone = torch.cat([algo.predict(net, meta, adapted, x[None]) for x in task.query.x])
     assert distance(alone, together) < 1e-12
@@ -245,10 +245,9 @@ def test_sum_over_ways_is_a_step_as_many_times_as_long() -> None:
 def test_metrics_are_those_of_the_query() -> None:
     net, weights = network("mlp")
     task = one_task("mlp")
-    algo = MAML(1, 1, 0.3, "second", "mean", ("*",), "batch")
-    meta = algo.init(net, weights)
+    algo, meta = MAML_ONE, MAML_ONE.init(net, weights)
     _, aux = algo.meta_loss(net, meta, task, torch.tensor(0), unroll_graph)
-    out = algo.predict(net, meta, algo.adapt(net, meta, task.support, unroll_graph), task.query.x)
+    out = algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll_graph), task.query.x)
     likelihood = (torch.softmax(out, 1) * one_hot(task.query.y, WAYS)).sum(1)
     assert torch.allclose(aux.metrics["loss"], -likelihood.log().mean(), rtol=1e-12)
     assert aux.metrics["acc"] == (out.argmax(1) == task.query.y).double().mean()
@@ -262,7 +261,7 @@ def test_metrics_are_those_of_the_query() -> None:
         (MAML, {"inner_lr": 0.0}, "inner_lr=0.0: must be above 0"),
         (MAML, {"inner_lr": float("nan")}, "inner_lr=nan: must be above 0"),
         (MAML, {"order": "third"}, "order=third: choose one of first, second"),
-        (MAML, {"adapts": ()}, "adapts=\\[\\]: need at least one pattern"),
+        (MAML, {"adapt": ()}, "adapt=\\[\\]: need at least one pattern"),
         (
             MAML,
             {"bn": "per_step", "test_steps": 9},
@@ -288,8 +287,8 @@ def test_bad_fields(cls: type, fields: dict[str, object], reason: str) -> None:
 
 def test_patterns_that_match_nothing() -> None:
     net, weights = network("mlp")
-    with pytest.raises(ValueError, match=r"adapts=\['hed.\*'\]: matches no parameter"):
-        replace(MAML_ONE, adapts=("hed.*",)).init(net, weights)
+    with pytest.raises(ValueError, match=r"adapt=\['hed.\*'\]: matches no parameter"):
+        replace(MAML_ONE, adapt=("hed.*",)).init(net, weights)
 
 
 def one_task(name: str) -> Episode:

@@ -107,7 +107,7 @@ def test_shapes_and_types(name: str, kind: Kind, dtype: torch.dtype) -> None:
     algo, net, meta, episode = prepared(name, kind, dtype)
     task = first(episode)
     loss, aux = algo.meta_loss(net, meta, task, torch.tensor(0), unroll_graph)
-    out = algo.predict(net, meta, algo.adapt(net, meta, task.support, unroll_graph), task.query.x)
+    out = algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll_graph), task.query.x)
     buffers = meta.get(BUFFERS, {})
     assert meta["weights"].keys() <= network(NETS[kind])[1].keys()
     assert loss.shape == ()

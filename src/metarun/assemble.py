@@ -49,7 +49,10 @@ def assemble(config: RunConfig, data: Data) -> Parts:
     except ValueError as error:
         raise ConfigError(f"model={config.choices['model']}: {error}") from error
     net.module.to(config.device)
-    meta = config.algo.init(net, weights)
+    try:
+        meta = config.algo.init(net, weights)
+    except ValueError as error:
+        raise ConfigError(f"algo.{error}") from error
     meta = {group: {name: v.to(config.device) for name, v in params.items()} for group, params in meta.items()}
     try:
         engine: Engine = config.engine.build(config.algo, net)

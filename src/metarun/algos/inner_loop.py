@@ -1,6 +1,6 @@
 """Gradient descent on a task's support set, and the book-keeping of its normalisation statistics.
 
-w_k+1 = w_k - rates * grad L(w_k; support), over the weights whose names match `adapts`.
+w_k+1 = w_k - rates * grad L(w_k; support), over the weights whose names match `adapt`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Rule(Protocol):
     @property
     def loss_reduction(self) -> Reduction: ...
     @property
-    def adapts(self) -> tuple[str, ...]: ...
+    def adapt(self) -> tuple[str, ...]: ...
     @property
     def bn(self) -> BatchNormMode: ...
 
@@ -144,7 +144,7 @@ def detached(params: Params) -> Params:
 def matching(weights: Mapping[str, Tensor], patterns: tuple[str, ...]) -> Params:
     chosen = {name: value for name, value in weights.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if not chosen:
-        raise ValueError(f"adapts={list(patterns)}: matches no parameter; their names begin with body. and head.")
+        raise ValueError(f"adapt={list(patterns)}: matches no parameter; their names begin with body. and head.")
     return chosen
 
 
@@ -214,8 +214,8 @@ def check_rule(rule: Rule) -> None:
     check_choice("order", rule.order, ("first", "second"))
     check_choice("loss_reduction", rule.loss_reduction, ("mean", "sum_over_ways"))
     check_choice("bn", rule.bn, ("batch", "support", "running", "per_step"))
-    if not rule.adapts:
-        raise ValueError('adapts=[]: need at least one pattern; ["*"] adapts all weights')
+    if not rule.adapt:
+        raise ValueError('adapt=[]: need at least one pattern; ["*"] adapts all weights')
     if rule.bn == "per_step" and rule.test_steps > rule.steps:
         raise ValueError(
             f"test_steps={rule.test_steps}: bn=per_step has statistics for {rule.steps} steps; "

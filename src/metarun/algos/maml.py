@@ -3,7 +3,7 @@
     w_0 = theta,   w_k+1 = w_k - alpha * grad L(w_k; support),   meta-loss = L(w_K; query)
 
 `order: first` takes the inner gradient for a constant: first-order MAML (the same paper, section 5.2).
-`adapts: [head.*]` moves the last layer alone: ANIL (Raghu et al. 2020, arXiv 1909.09157).
+`adapt: [head.*]` moves the last layer alone: ANIL (Raghu et al. 2020, arXiv 1909.09157).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MAML:
     inner_lr: float
     order: Order
     loss_reduction: Reduction
-    adapts: tuple[str, ...]
+    adapt: tuple[str, ...]
     bn: BatchNormMode
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class MAML:
         inner_loop.check_rate("inner_lr", self.inner_lr)
 
     def init(self, net: Net, weights: Params) -> Meta:
-        inner_loop.matching(weights, self.adapts)
+        inner_loop.matching(weights, self.adapt)
         return {"weights": weights, **inner_loop.fresh_buffers(self.bn, net, self.steps)}
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
@@ -44,7 +44,7 @@ class MAML:
         task = inner_loop.descend(self, net, meta, alpha, episode.support, self.steps, RECORD, unroll)
         return inner_loop.query_loss(self, net, task, episode)
 
-    def adapt(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
+    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         alpha = self._rates(meta["weights"])
         task = inner_loop.descend(self, net, meta, alpha, support, self.test_steps, RECALL, unroll)
         return inner_loop.predictor(self.bn, net, task, support)
@@ -53,5 +53,5 @@ class MAML:
         return net(adapted.weights, x, adapted.stats)[0]
 
     def _rates(self, weights: Params) -> Params:
-        chosen = inner_loop.matching(weights, self.adapts)
+        chosen = inner_loop.matching(weights, self.adapt)
         return {name: value.new_full((), self.inner_lr) for name, value in chosen.items()}

@@ -28,7 +28,7 @@ class MetaSGD:
     inner_lr: float  # of every weight before anything is learned
     order: Order
     loss_reduction: Reduction
-    adapts: tuple[str, ...]
+    adapt: tuple[str, ...]
     bn: BatchNormMode
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class MetaSGD:
         inner_loop.check_rate("inner_lr", self.inner_lr)
 
     def init(self, net: Net, weights: Params) -> Meta:
-        chosen = inner_loop.matching(weights, self.adapts)
+        chosen = inner_loop.matching(weights, self.adapt)
         alpha = {name: torch.full_like(value, self.inner_lr) for name, value in chosen.items()}
         return {"weights": weights, "rates": alpha, **inner_loop.fresh_buffers(self.bn, net, self.steps)}
 
@@ -44,7 +44,7 @@ class MetaSGD:
         task = inner_loop.descend(self, net, meta, meta["rates"], episode.support, self.steps, RECORD, unroll)
         return inner_loop.query_loss(self, net, task, episode)
 
-    def adapt(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
+    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         task = inner_loop.descend(self, net, meta, meta["rates"], support, self.test_steps, RECALL, unroll)
         return inner_loop.predictor(self.bn, net, task, support)
 

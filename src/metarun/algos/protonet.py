@@ -52,7 +52,7 @@ class ProtoNet:
             buffers = record(buffers, 0, seen, net.momentum)
         return loss, Aux(inner_loop.measure(loss, logits_QS, episode.query.y), buffers)
 
-    def adapt(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Prototypes:
+    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Prototypes:
         stats = recall(meta.get(BUFFERS, {}), 0)
         z_SD, seen = net.embed(meta["weights"], support.x, stats)
         return Prototypes(*prototypes(z_SD, support.y), seen if self.bn == "support" else stats)

@@ -70,7 +70,7 @@ class Reptile:
         loss = inner_loop.objective(out, episode.query.y)
         return surrogate, Aux(inner_loop.measure(loss, out, episode.query.y), task.stats)
 
-    def adapt(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
+    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         given = Given(support, torch.zeros((), dtype=torch.int64, device=support.x.device))
         task = self._descend(net, meta, given, self.test_steps, self.test_batch, RECALL, unroll)
         return inner_loop.predictor(self.bn, net, task, support)

@@ -56,8 +56,8 @@ def check(algo: Algorithm, net: FunctionalNet) -> None:
     if isinstance(algo, ProtoNet):
         return
     names = dict(net.module.named_parameters())
-    if set(matching(names, algo.adapts)) not in (set(names), {"head.weight", "head.bias"}):
-        raise ValueError(f"engine=l2l: learn2learn adapts all weights or the head, not {list(algo.adapts)}; {REMEDY}")
+    if set(matching(names, algo.adapt)) not in (set(names), {"head.weight", "head.bias"}):
+        raise ValueError(f"engine=l2l: learn2learn adapts all weights or the head, not {list(algo.adapt)}; {REMEDY}")
     if isinstance(algo, MetaSGD) and len(list(net.module.named_parameters(remove_duplicate=False))) > len(names):
         # Its update visits a parameter under each of its names, and finds the gradient spent at the second.
         raise ValueError(f"engine=l2l: learn2learn's MetaSGD does not move weights registered twice; {REMEDY}")
@@ -71,7 +71,7 @@ def wrapped(library: ModuleType, algo: Algorithm, net: FunctionalNet, meta: Meta
     if isinstance(algo, ProtoNet):
         return leaves, _prototypical(library, algo, module.body)
     assert isinstance(algo, MAML | MetaSGD)
-    head_alone = len(matching(meta["weights"], algo.adapts)) < len(meta["weights"])
+    head_alone = len(matching(meta["weights"], algo.adapt)) < len(meta["weights"])
     features, part = (module.body, module.head) if head_alone else (nn.Identity(), module)
     first = algo.order == "first"
     if isinstance(algo, MAML):

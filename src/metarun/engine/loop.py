@@ -38,7 +38,7 @@ class Loop:
         @torch.no_grad()
         def scores(meta: Meta, episode: Episode) -> Tensor:
             def predicted(task: Episode) -> Tensor:
-                return algo.predict(net, meta, algo.adapt(net, meta, task.support, unroll_graph), task.query.x)
+                return algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll_graph), task.query.x)
 
             return torch.stack([predicted(task) for task in tasks(episode)])
 

@@ -41,7 +41,7 @@ class Vmap:
         @torch.no_grad()
         def scores(meta: Meta, episode: Episode) -> Tensor:
             def one(task: Episode) -> Tensor:
-                return algo.predict(net, meta, algo.adapt(net, meta, task.support, unroll_graph), task.query.x)
+                return algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll_graph), task.query.x)
 
             return torch.cat([vmap(one)(part) for part in chunks(episode, self.chunk or num_tasks(episode))])
 

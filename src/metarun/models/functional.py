@@ -143,7 +143,7 @@ def split_head(module: nn.Module, example: Tensor, outputs: int) -> Split:
 
 
 def new_head(features: int, outputs: int) -> nn.Linear:
-    """Zero, so that no class is preferred before the support is seen; Kao 2022 (arXiv 2106.15367) finds it helps MAML."""
+    """Zero, so that no class is preferred before the support is seen; it helps MAML (Kao 2022, arXiv 2106.15367)."""
     head = nn.Linear(features, outputs)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

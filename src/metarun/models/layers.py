@@ -31,17 +31,20 @@ class BatchNorm(nn.Module):
         self.seen = None
 
     def forward(self, x: Tensor) -> Tensor:
+        broadcast = (-1,) + (1,) * (x.dim() - 2)
         if self.given is None:
             reduced = [dim for dim in range(x.dim()) if dim != 1]
-            var, mean = torch.var_mean(x, reduced, correction=0)
+            mean = x.mean(reduced)
+            centred = x - mean.reshape(broadcast)
+            var = centred.square().mean(reduced)
         else:
             mean, var = self.given
+            centred = x - mean.reshape(broadcast)
         self.seen = (mean, var)
-        broadcast = (-1,) + (1,) * (x.dim() - 2)
         scale = torch.rsqrt(var + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        out = (x - mean.reshape(broadcast)) * scale.reshape(broadcast)
+        out = centred * scale.reshape(broadcast)
         return out if self.bias is None else out + self.bias.reshape(broadcast)
 
     def extra_repr(self) -> str:
