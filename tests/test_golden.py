@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from metarun import assemble
+from metarun.checkpoint import State, learned
 from metarun.compose import compose
 from metarun.config import load
 from metarun.loop import Outer
-from metarun.checkpoint import State, learned
 
 STORED = Path(__file__).parent / "golden.json"
 STEPS = 20
