@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,18 @@ def only_run(out: Path) -> Path:
     found = [file.parent for file in out.glob("*/*/seed*/config.yaml")]
     assert len(found) == 1, f"{len(found)} run directories in {out}"
     return found[0]
+
+
+def rows(out: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in out.glob("*/*/seed0/metrics.jsonl"))
+
+
+def wait_until(happened: Callable[[], bool], going: subprocess.Popen[str]) -> None:
+    """Or until the run is over, which under a heavy load it may be first."""
+    deadline = time.monotonic() + 120
+    while not happened() and going.poll() is None:
+        assert time.monotonic() < deadline, "the run never got going"
+        time.sleep(0.01)
 
 
 def outcome(run: Path) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,21 +12,9 @@ import torch
 
 from metarun.checkpoint import State, read, save
 from metarun.cli import main
-from runs import TINY, only_run, outcome, start
+from runs import TINY, only_run, outcome, rows, start, wait_until
 
 WORDS = [*TINY, "train.steps=300", "train.save_every=1", "eval.every=20", "train.log_every=1"]
-
-
-def rows(out: Path) -> int:
-    return sum(file.read_bytes().count(b"\n") for file in out.glob("*/*/seed0/metrics.jsonl"))
-
-
-def wait_until(happened: Callable[[], bool], going: subprocess.Popen[str]) -> None:
-    """Or until the run is over, which under a heavy load it may be first."""
-    deadline = time.monotonic() + 120
-    while not happened() and going.poll() is None:
-        assert time.monotonic() < deadline, "the run never got going"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("algo", ["maml", pytest.param("protonet", marks=pytest.mark.slow)])

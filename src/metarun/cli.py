@@ -98,6 +98,8 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(f"{flags[0]}: no such flag; metarun --help lists them")
     if many and verb != "run":
         raise ConfigError(f"{many[0]}: a sweep is of runs, not of {verb}")
+    if sys.stdout.isatty():
+        print("loading torch ...", end="\r", flush=True)  # seconds; the next line covers it
     if verb == "show":
         from metarun.commands.show import show
 
