@@ -49,6 +49,7 @@ CASES = [
     (["model._target_=metarun.models.conv4.Conv5"], ["model._target_=metarun.models.conv4.Conv5", "no such class"]),
     (["data=sine", "model=conv4"], ["model=conv4"]),
     (["optim.lr=fast"], ["optim.lr=fast", "a number"]),
+    (["~optim.lr"], ["optim.lr", "missing"]),
     (["optim.lr=-1"], ["optim", "learning rate", "-1"]),
     (["optim.betas=[0.9]"], ["optim.betas", "2 values"]),
     (["optim._target_=torch.nn.Linear"], ["optim._target_", "torch.optim"]),

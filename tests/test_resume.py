@@ -74,6 +74,19 @@ def test_a_second_signal_ends_at_once(alone: Path) -> None:
     assert content["step"] >= 1
 
 
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint at all", None])
+def test_a_damaged_checkpoint_is_named(damage: bytes | None, alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(TINY) == 0
+    run = only_run(alone / "outputs")
+    (run / "summary.json").unlink()
+    whole = (run / "last.pt").read_bytes()
+    (run / "last.pt").write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    assert main(TINY) == 1
+    err = capsys.readouterr().err
+    assert "last.pt: is no checkpoint of metarun, or a damaged one; move it away" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_a_checkpoint_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.zeros(3)
     state = State({"weights": {"w": weight}}, torch.optim.Adam([weight]), step=1)

@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metarun.errors import RunError
 from metarun.types import BUFFERS, Meta
 
 FORMAT = 1
@@ -51,8 +53,14 @@ def save(path: Path, state: State, about: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    assert content["format"] == FORMAT, f"{path}: format {content['format']}, this version reads {FORMAT}"
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        found = content["format"]
+    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+        why = str(error).partition("\n")[0][:80] or type(error).__name__
+        raise RunError(f"{path}: is no checkpoint of metarun, or a damaged one; move it away ({why})") from error
+    if found != FORMAT:
+        raise RunError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
     return content
 
 

@@ -206,6 +206,8 @@ def _target(plain: Mapping[str, Any], key: str) -> Any:
 
 def _optim(cls: type[torch.optim.Optimizer], spec: Mapping[str, Any]) -> Call:
     call = Call(cls, arguments(cls, spec, "optim", ("params",)))
+    if "lr" not in call.values:
+        raise ConfigError("optim.lr: missing; the schedule needs a rate to start from")
     try:
         cls([torch.zeros(1)], **call.values)
     except (ValueError, TypeError) as error:

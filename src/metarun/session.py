@@ -30,11 +30,10 @@ class Session:
         train, optim = config.train, config.optim
         self.state = State(parts.meta, optim.cls(learned(parts.meta), **optim.values))
         self.outer = Outer(config.schedule, optim.values["lr"], train.steps, train.clip, train.clip_by)
-        metrics_bytes = self._resume()
+        self.jsonl = Jsonl(run.metrics, self._resume())
         self.console = Console(
             f"{config.group}/seed{config.seed}", train.steps, self.state.step, self.measure, best=self.state.best
         )
-        self.jsonl = Jsonl(run.metrics, metrics_bytes)
         self.wandb = self._wandb()
         self.trackers = Trackers((self.jsonl, self.console, *((self.wandb,) if self.wandb else ())))
         self._saved_step = self.state.step if run.last.exists() else -1

@@ -1,0 +1,52 @@
+"""On a GPU: the same tasks, the same gradients, a run that learns and resumes. Run by hand: make test ARGS="-m gpu"."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun import assemble
+from metarun.cli import main
+from metarun.compose import compose
+from metarun.config import load
+from metarun.types import Aux, Episode, Meta
+from runs import TINY, only_run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+
+def step(algo: str, device: str, engine: str) -> tuple[Episode, Meta, Aux]:
+    composed = compose([f"algo={algo}", f"device={device}", f"engine={engine}", "model.width=8", "track=local"])
+    config = load(composed.plain, composed.choices)
+    parts = assemble.prepare(config, lambda _: None)
+    meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
+    episode = parts.data.tasks("train", config.task.train, seed=0)(torch.arange(4))
+    return episode, *parts.engine.meta_grad(meta, episode, 0)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("algo", ["maml", "fomaml", "anil", "metasgd", "protonet"])
+def test_gpu_equals_cpu(algo: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "DTYPE", torch.float64)
+    episode, grads, aux = step(algo, "cuda", engine)
+    plain_episode, plain_grads, plain_aux = step(algo, "cpu", "loop")
+    assert torch.equal(episode.support.x.cpu(), plain_episode.support.x)
+    assert torch.equal(episode.query.y.cpu(), plain_episode.query.y)
+    assert float(aux.metrics["loss"]) == pytest.approx(float(plain_aux.metrics["loss"]), rel=1e-10)
+    for group, params in plain_grads.items():
+        for name, value in params.items():
+            there = grads[group][name].cpu()
+            assert torch.allclose(there, value, rtol=1e-9, atol=1e-9 * float(value.abs().max())), f"{group} {name}"
+
+
+def test_a_run_on_the_gpu(alone: Path) -> None:
+    assert main([*TINY, "device=cuda", "train.steps=200", "train.meta_batch=16", "model.width=32"]) == 0
+    summary = json.loads((only_run(alone / "outputs") / "summary.json").read_text())
+    assert summary["protocol"]["device"] == "cuda"
+    assert summary["test/acc"] > 0.5
