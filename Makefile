@@ -25,9 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(STAMP)  ## meta-train, -validate and -test MAML on the built-in characters (make run ARGS="algo=protonet")
+	@echo "metarun $(ARGS)"
 	@$(BIN)/metarun $(ARGS)
 
 test: $(STAMP)  ## the tests (make test ARGS="-k engines")
+	@echo "The tests, on two processes (two to three minutes)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: lint types test  ## what must hold before a change lands: lint, types, tests

@@ -4,6 +4,7 @@
 
 The meta-loss is a surrogate, sum(theta * constant(theta - w_K)): its gradient is the update, its value means nothing,
 and epsilon is the outer rate. Mini-batches come from support and query together in training, from the support at test.
+Its logged loss and accuracy are therefore of queries the adapted weights were trained on; validation has its own.
 U is plain, or Adam with beta_1 = 0 as in the paper; unlike there, its second moment starts anew in each task.
 """
 

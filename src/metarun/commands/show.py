@@ -22,11 +22,21 @@ def show(words: list[str]) -> int:
     composed = compose(words)
     config = load(composed.plain, composed.choices)
     prepare(config, say)
+    for group, name in sorted(composed.choices.items()):
+        print(f"{group:<{KEY}} {name:<{VALUE}} {_chooser(group, name, words)}".rstrip())
+    print()
     origin = origins(words)
     for key, value in _flat(composed.plain, ""):
         print(f"{key:<{KEY}} {_text(value):<{VALUE}} {origin.get(key, '')}".rstrip())
     print(f"\n{'run directory':<{KEY}} {config.folder}{_state(config)}")
     return 0
+
+
+def _chooser(group: str, name: str, words: list[str]) -> str:
+    if any(word.partition("=")[0] == group for word in words):
+        return "command line"
+    listed = yaml.safe_load((conf_dir() / "run.yaml").read_text())["defaults"]
+    return "conf/run.yaml" if {group: name} in listed else "brought by another choice"
 
 
 def origins(words: list[str]) -> dict[str, str]:
