@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.8
+INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable . --group dev
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.13 python3.11,$(shell $(p) -c '$(FITS)' 2>/dev/null && echo $(p))))
 ARGS ?=
@@ -21,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) (once; a minute or two on a fast line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable . --group dev
+	@$(INSTALL) || { echo "Once more, with this machine's own certificates"; $(INSTALL) --system-certs; }
 	@touch $@
 
 run: $(STAMP)  ## meta-train, -validate and -test MAML on the built-in characters (make run ARGS="algo=protonet")
