@@ -20,10 +20,13 @@ from metarun.loop import Outer
 
 STORED = Path(__file__).parent / "golden.json"
 STEPS = 20
-CASES = {
-    "maml-glyphs": ["algo=maml"],
-    "metasgd-sine": ["algo=metasgd", "data=sine"],
-    "protonet-glyphs": ["algo=protonet", "algo.bn=running", "optim/schedule=cosine", "train.clip=0.01"],
+CASES = {  # every number that a change of taste in conf/ may move is said here
+    "maml-glyphs": ["algo=maml", "algo.inner_lr=0.4", "optim=adam", "optim.lr=0.002"],
+    "metasgd-sine": ["algo=metasgd", "data=sine", "algo.inner_lr=0.01", "optim=adam", "optim.lr=0.002"],
+    "protonet-glyphs": [
+        *("algo=protonet", "algo.bn=running", "optim=sgd", "optim.lr=0.1"),
+        *("optim/schedule=cosine", "train.clip=0.01"),
+    ],
 }
 
 
