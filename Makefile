@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "metarun needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python"; exit 2; fi
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) (once; a minute or two on a fast line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null  # uv makes them without pip
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@$(INSTALL) || { echo "Once more, with this machine's own certificates"; $(INSTALL) --system-certs; }
 	@touch $@
