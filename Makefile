@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.8
-INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable . --group dev
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.13 python3.11,$(shell $(p) -c '$(FITS)' 2>/dev/null && echo $(p))))
 ARGS ?=
@@ -17,13 +16,8 @@ help:  ## this list
 
 setup: $(STAMP)  ## a virtual environment in .venv with all that is needed (about 6 GB on disk, most of it torch)
 
-$(STAMP): pyproject.toml constraints.txt
-	@if [ -z "$(PYTHON)" ]; then echo "metarun needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python"; exit 2; fi
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version) (once; a minute or two on a fast line)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null  # uv makes them without pip
-	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(INSTALL) || { echo "Once more, with this machine's own certificates"; $(INSTALL) --system-certs; }
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh "$(PYTHON)" $(UV_VERSION)
 	@touch $@
 
 run: $(STAMP)  ## meta-train, -validate and -test MAML on the built-in characters (make run ARGS="algo=protonet")
