@@ -26,7 +26,7 @@ run: $(STAMP)  ## meta-train, -validate and -test MAML on the built-in character
 
 test: $(STAMP)  ## the tests (make test ARGS="-k engines")
 	@echo "The tests, on two processes (two to three minutes)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: lint types test  ## what must hold before a change lands: lint, types, tests
 

@@ -14,7 +14,7 @@ from metarun.checkpoint import State, read, save
 from metarun.cli import main
 from runs import TINY, only_run, outcome, rows, start, wait_until
 
-WORDS = [*TINY, "train.steps=300", "train.save_every=1", "eval.every=20", "train.log_every=1"]
+WORDS = [*TINY, "train.steps=200", "train.save_every=1", "eval.every=20", "train.log_every=1"]
 
 
 def run_to_end(words: list[str], cwd: Path) -> str:
