@@ -55,6 +55,14 @@ def test_checkpoints_speak_for_themselves(alone: Path) -> None:
     assert json.loads((run / "summary.json").read_text())["best_step"] == first_best
 
 
+def test_the_pace_is_that_of_training_alone(alone: Path) -> None:
+    assert main([*TINY, "eval.test_episodes=600"]) == 0
+    run = only_run(alone / "outputs")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [row["time/tasks_per_s"] for row in rows if row["step"] == 12 and "time/tasks_per_s" in row]
+    assert json.loads((run / "summary.json").read_text())["time/tasks_per_s"] == pytest.approx(last[0], rel=0.2)
+
+
 def test_the_same_command_shows_the_result_again(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(TINY) == 0
     run = only_run(alone / "outputs")

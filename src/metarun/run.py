@@ -87,7 +87,8 @@ def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
     run, state = session.run, session.state
     assert state.best is not None, f"step {state.step} was never validated"
     best = read(run.best, config.device)["meta"]
-    tested = meta_test(config, parts, best, run, session.ticker("meta-test", config.eval.test_episodes))
+    with session.apart():
+        tested = meta_test(config, parts, best, run, session.ticker("meta-test", config.eval.test_episodes))
     session.settle()
     curves, _ = plots.curves(run.metrics, run.curves)
     summary = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from metarun.assemble import Parts
@@ -72,11 +73,13 @@ class Session:
         self.trackers.log(state.step, {**metrics, "train/lr": self.outer.rate(state.step - 1), **times})
 
     def best(self, state: State) -> None:
-        save(self.run.best, state, self._about())
+        with self.apart():
+            save(self.run.best, state, self._about())
 
     def save(self, state: State) -> None:
         self.settle()
-        save(self.run.last, state, self._about())
+        with self.apart():
+            save(self.run.last, state, self._about())
         self._saved_step = state.step
 
     def _about(self) -> Mapping[str, Any]:
@@ -94,12 +97,19 @@ class Session:
         """Validation that does not count as training."""
 
         def timed(state: State) -> Score:
-            start = time.monotonic()
-            score = validate(state.meta)
-            self._untimed_s += time.monotonic() - start
-            return score
+            with self.apart():
+                return validate(state.meta)
 
         return timed
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Time that is the run's but not training's."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._untimed_s += time.monotonic() - start
 
     def ticker(self, phase: str, total: int) -> Callable[[int], None]:
         """What an evaluation calls between batches: shows how far it is, and ends it when somebody asked to stop."""

@@ -6,14 +6,15 @@ import sys
 
 from metarun.assemble import prepare
 from metarun.compose import Composed, compose, sweep
-from metarun.config import load
+from metarun.config import RunConfig, load
 from metarun.errors import RunError
 from metarun.run import Outcome, execute
 from metarun.track.console import say
 
 
 def run(words: list[str], lost: list[str]) -> int:
-    return _execute(compose(words), lost).exit_code
+    composed = compose(words)
+    return _execute(load(composed.plain, composed.choices), lost).exit_code
 
 
 def run_many(words: list[str], lost: list[str]) -> int:
@@ -23,7 +24,7 @@ def run_many(words: list[str], lost: list[str]) -> int:
         config = load(composed.plain, composed.choices)
         say(f"run {number} of {total}: {config.folder}" if total else f"run {number}: {config.folder}")
         try:
-            outcome = _execute(composed, lost)
+            outcome = _execute(config, lost)
         except RunError as error:
             print(f"metarun: {error}", file=sys.stderr)
             failed.append(str(config.folder))
@@ -37,8 +38,7 @@ def run_many(words: list[str], lost: list[str]) -> int:
     return 0
 
 
-def _execute(composed: Composed, lost: list[str]) -> Outcome:
-    config = load(composed.plain, composed.choices)
+def _execute(config: RunConfig, lost: list[str]) -> Outcome:
     outcome = execute(config)
     if outcome.lost:
         lost.append(str(config.folder))
