@@ -60,23 +60,53 @@ MODELS = {
         None,
     ),
 }
+
+
+def steps_at_test(bn: str) -> int:
+    return 1 if bn == "per_step" else 3
+
+
+def descent(bn: str, **changes: Any) -> dict[str, Any]:
+    """The fields that all gradient-based algorithms share."""
+    plain = {
+        "steps": 2,
+        "test_steps": steps_at_test(bn),
+        "inner_lr": 0.3,
+        "order": "second",
+        "second_order_from": 0,
+        "multi_step": 0,
+        "loss_reduction": "mean",
+        "adapt": ("*",),
+        "split": "train_val",
+        "bn": bn,
+        "bn_weights": "shared",
+    }
+    assert changes.keys() <= plain.keys(), changes.keys() - plain.keys()
+    return {**plain, **changes}
+
+
+def maml(bn: str, rates: Any = "fixed", **changes: Any) -> MAML:
+    return MAML(**descent(bn, **changes), rates=rates)
+
+
+def metasgd(bn: str, **changes: Any) -> MetaSGD:
+    return MetaSGD(**descent(bn, **changes))
+
+
 ALGOS: dict[str, Callable[[Any], Any]] = {
-    "maml": lambda bn: MAML(2, steps_at_test(bn), 0.3, "second", "sum_over_ways", ("*",), bn),
-    "fomaml": lambda bn: MAML(2, steps_at_test(bn), 0.3, "first", "mean", ("*",), bn),
-    "anil": lambda bn: MAML(2, steps_at_test(bn), 0.3, "second", "sum_over_ways", ("head.*",), bn),
-    "weights-only": lambda bn: MAML(2, steps_at_test(bn), 0.3, "second", "mean", ("*weight",), bn),
-    "metasgd": lambda bn: MetaSGD(2, steps_at_test(bn), 0.3, "second", "mean", ("*",), bn),
-    "metasgd-first": lambda bn: MetaSGD(2, steps_at_test(bn), 0.3, "first", "mean", ("head.*",), bn),
+    "maml": lambda bn: maml(bn, loss_reduction="sum_over_ways"),
+    "fomaml": lambda bn: maml(bn, order="first"),
+    "anil": lambda bn: maml(bn, loss_reduction="sum_over_ways", adapt=("head.*",)),
+    "weights-only": lambda bn: maml(bn, adapt=("*weight",)),
+    "metasgd": lambda bn: metasgd(bn),
+    "metasgd-first": lambda bn: metasgd(bn, order="first", adapt=("head.*",)),
     "reptile": lambda bn: Reptile(3, 4, 0.1, 5, 4, "sgd", bn),
     "reptile-adam": lambda bn: Reptile(3, 4, 0.01, None, 4, "adam", bn),
     "protonet": lambda bn: ProtoNet("euclidean", bn),
     "protonet-cosine": lambda bn: ProtoNet("cosine", bn),
 }
 GRADIENT = ("maml", "fomaml", "anil", "weights-only", "metasgd", "metasgd-first")
-
-
-def steps_at_test(bn: str) -> int:
-    return 1 if bn == "per_step" else 3
+SEED = 6  # of what an algorithm draws for itself
 
 
 @cache

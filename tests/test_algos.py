@@ -18,9 +18,9 @@ from metarun.engine.unroll import unroll_graph
 from metarun.engine.vmap import Vmap
 from metarun.models.functional import FunctionalNet, Split, build
 from metarun.types import Batch, Episode, Params
-from small import ALGOS, GRADIENT, SHOTS, WAYS, distance, episodes, grown, network
+from small import ALGOS, GRADIENT, SEED, SHOTS, WAYS, distance, episodes, grown, maml, metasgd, network
 
-MAML_ONE = MAML(1, 1, 0.3, "second", "mean", ("*",), "batch")
+MAML_ONE = maml("batch", steps=1, test_steps=1)
 
 
 def logistic(features: int) -> tuple[FunctionalNet, Params]:
@@ -49,16 +49,16 @@ def test_one_step_of_maml_on_logistic_regression() -> None:
     episode = Episode(Batch(x[0], y[0]), Batch(x[1], y[1]), torch.tensor([0]))
     for order, expected in (("second", second), ("first", at_adapted)):
         algo = replace(MAML_ONE, order=order, inner_lr=alpha)  # type: ignore[arg-type]  # a choice from a list is a str
-        found = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights), episode, 0)[0]["weights"]
+        found = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)[0]["weights"]
         assert distance(torch.cat([found["head.weight"], found["head.bias"][:, None]], 1), expected) < 1e-13
 
 
 def test_first_order_is_the_gradient_at_the_adapted_weights() -> None:
     net, weights = network("conv4-strided")
     episode = one_task("conv4-strided")
-    algo = MAML(3, 3, 0.3, "first", "sum_over_ways", ("*",), "batch")
-    found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights), stacked(episode), 0)
-    adapted = algo.adapted(net, algo.init(net, weights), episode.support, unroll_graph)
+    algo = maml("batch", steps=3, order="first", loss_reduction="sum_over_ways")
+    found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), stacked(episode), 0)
+    adapted = algo.adapted(net, algo.init(net, weights, SEED), episode.support, unroll_graph)
     leaves = {name: value.detach().requires_grad_() for name, value in adapted.weights.items()}
     loss = cross_entropy(net(leaves, episode.query.x)[0], episode.query.y)
     gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -68,22 +68,24 @@ def test_first_order_is_the_gradient_at_the_adapted_weights() -> None:
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_metasgd_of_equal_rates_is_maml(order: str) -> None:
     net, weights = network("conv4-strided")
-    fields = {**vars(MAML_ONE), "steps": 2, "order": order}
-    maml, metasgd = MAML(**fields), MetaSGD(**fields)
-    a, b = (Vmap(None).build(algo, net) for algo in (maml, metasgd))
+    one, other = maml("batch", order=order), metasgd("batch", order=order)
+    a, b = (Vmap(None).build(algo, net) for algo in (one, other))
     episode = episodes("conv4-strided")
-    expected = a.meta_grad(maml.init(net, weights), episode, 0)[0]["weights"]
-    found = b.meta_grad(metasgd.init(net, weights), episode, 0)[0]
+    expected = a.meta_grad(one.init(net, weights, SEED), episode, 0)[0]["weights"]
+    found = b.meta_grad(other.init(net, weights, SEED), episode, 0)[0]
     assert distance(found["weights"], expected) < 1e-13
     assert found["rates"].keys() == weights.keys()
-    assert distance(b.scores(metasgd.init(net, weights), episode), a.scores(maml.init(net, weights), episode)) < 1e-13
+    assert (
+        distance(b.scores(other.init(net, weights, SEED), episode), a.scores(one.init(net, weights, SEED), episode))
+        < 1e-13
+    )
 
 
 @pytest.mark.parametrize("bn", ["batch", "support", "running", "per_step"])
 def test_anil_leaves_the_body_as_it_is(bn: str) -> None:
     net, weights = network("conv4-strided")
     algo = ALGOS["anil"](bn)
-    adapted = algo.adapted(net, algo.init(net, weights), one_task("conv4-strided").support, unroll_graph)
+    adapted = algo.adapted(net, algo.init(net, weights, SEED), one_task("conv4-strided").support, unroll_graph)
     body = [name for name in weights if name.startswith("body.")]
     assert all(torch.equal(adapted.weights[name], weights[name]) for name in body)
     assert not torch.equal(adapted.weights["head.weight"], weights["head.weight"])
@@ -93,9 +95,9 @@ def test_anil_leaves_the_body_as_it_is(bn: str) -> None:
 def test_one_pass_of_the_body_serves_all_steps_of_anil(bn: str) -> None:
     """A norm layer's gamma of rate zero forces the general way, which passes through the body at every step."""
     net, weights = network("conv4-strided")
-    short = MetaSGD(3, 3, 0.3, "second", "mean", ("head.*",), bn)  # type: ignore[arg-type]  # a choice from a list is a str
+    short = metasgd(bn, steps=3, test_steps=3, adapt=("head.*",))
     long = replace(short, adapt=("head.*", "body.blocks.0.norm.weight"))
-    metas = [grown(algo.init(net, weights)) for algo in (short, long)]
+    metas = [grown(algo.init(net, weights, SEED)) for algo in (short, long)]
     metas[1]["rates"]["body.blocks.0.norm.weight"] *= 0
     episode = episodes("conv4-strided")
     (a, aux_a), (b, aux_b) = (
@@ -110,7 +112,7 @@ def test_reptile_moves_towards_the_adapted_weights() -> None:
     net, weights = network("mlp")
     episode = one_task("mlp")
     algo = Reptile(4, 4, 0.2, None, None, "sgd", "batch")
-    found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights), stacked(episode), 0)
+    found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), stacked(episode), 0)
     x = torch.cat([episode.support.x, episode.query.x])
     y = torch.cat([episode.support.y, episode.query.y])
     w = {name: value.clone().requires_grad_() for name, value in weights.items()}
@@ -140,7 +142,7 @@ def test_one_shot_protonet_is_the_nearest_neighbour() -> None:
     algo = ProtoNet("euclidean", "batch")
     whole = one_task("conv4-strided")
     support = Batch(whole.support.x[::SHOTS], whole.support.y[::SHOTS])
-    meta = algo.init(net, weights)
+    meta = algo.init(net, weights, SEED)
     logits = algo.predict(net, meta, algo.adapted(net, meta, support, unroll_graph), whole.query.x)
     squared = torch.cdist(net.embed(weights, whole.query.x)[0], net.embed(weights, support.x)[0]) ** 2
     assert distance(logits, -squared) < 1e-12
@@ -151,7 +153,7 @@ def test_one_shot_protonet_is_the_nearest_neighbour() -> None:
 def test_relabelled_classes_of_protonet(distance_of: str) -> None:
     net, weights = network("conv4-strided")
     algo = ProtoNet(distance_of, "batch")  # type: ignore[arg-type]  # a choice from a list is a str
-    meta, task = algo.init(net, weights), one_task("conv4-strided")
+    meta, task = algo.init(net, weights, SEED), one_task("conv4-strided")
     label = torch.tensor([2, 0, 1])
     plain = algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll_graph), task.query.x)
     renamed = algo.adapted(net, meta, Batch(task.support.x, label[task.support.y]), unroll_graph)
@@ -167,7 +169,7 @@ def test_relabelled_classes_with_a_relabelled_head(which: str) -> None:
     algo, task, label = ALGOS[which]("batch"), one_task("conv4-strided"), torch.tensor([2, 0, 1])
     back = label.argsort()
     turned = {**weights, "head.weight": weights["head.weight"][back], "head.bias": weights["head.bias"][back]}
-    plain, renamed = algo.init(net, weights), algo.init(net, turned)
+    plain, renamed = algo.init(net, weights, SEED), algo.init(net, turned, SEED)
     out = algo.predict(net, plain, algo.adapted(net, plain, task.support, unroll_graph), task.query.x)
     adapted = algo.adapted(net, renamed, Batch(task.support.x, label[task.support.y]), unroll_graph)
     assert distance(algo.predict(net, renamed, adapted, task.query.x)[:, label], out) < 1e-12
@@ -178,7 +180,7 @@ def test_relabelled_classes_with_a_relabelled_head(which: str) -> None:
 def test_permuted_support_rows(which: str, bn: str) -> None:
     net, weights = network("conv4-strided")
     algo, task = ALGOS[which](bn), one_task("conv4-strided")
-    meta = grown(algo.init(net, weights))
+    meta = grown(algo.init(net, weights, SEED))
     order = torch.randperm(WAYS * SHOTS, generator=torch.Generator().manual_seed(0))
     shuffled = Batch(task.support.x[order], task.support.y[order])
     a, b = (
@@ -193,7 +195,7 @@ def test_permuted_support_rows(which: str, bn: str) -> None:
 def test_without_transduction_a_query_is_scored_alone(which: str, bn: str) -> None:
     net, weights = network("conv4-strided")
     algo, task = ALGOS[which](bn), one_task("conv4-strided")
-    meta = grown(algo.init(net, weights))
+    meta = grown(algo.init(net, weights, SEED))
     adapted = algo.adapted(net, meta, task.support, unroll_graph)
     together = algo.predict(net, meta, adapted, task.query.x)
     alone = torch.cat([algo.predict(net, meta, adapted, x[None]) for x in task.query.x])
@@ -204,8 +206,8 @@ def test_running_statistics_are_an_exponential_average() -> None:
     """One inner step and a query: two passes, each of which moves the statistics a tenth of the way to its batch's."""
     net, weights = network("mlp-batch")
     task = one_task("mlp-batch")
-    algo = MAML(1, 1, 0.3, "second", "mean", ("head.*",), "running")
-    _, aux = algo.meta_loss(net, algo.init(net, weights), task, torch.tensor(0), unroll_graph)
+    algo = maml("running", steps=1, test_steps=1, adapt=("head.*",))
+    _, aux = algo.meta_loss(net, algo.init(net, weights, SEED), task, torch.tensor(0), unroll_graph)
     hidden = [
         batch.x.flatten(1) @ weights["body.layers.0.weight"].T + weights["body.layers.0.bias"]
         for batch in (task.support, task.query)
@@ -221,8 +223,8 @@ def test_per_step_statistics_have_a_row_for_each_pass() -> None:
     """Only the head adapts, so every inner step sees the same; all rows move once, the last one to the query's."""
     net, weights = network("mlp-batch")
     task = one_task("mlp-batch")
-    algo = MAML(3, 3, 0.3, "second", "mean", ("head.*",), "per_step")
-    _, aux = algo.meta_loss(net, algo.init(net, weights), task, torch.tensor(0), unroll_graph)
+    algo = maml("per_step", steps=3, test_steps=3, adapt=("head.*",))
+    _, aux = algo.meta_loss(net, algo.init(net, weights, SEED), task, torch.tensor(0), unroll_graph)
     rows = aux.buffers["body.layers.1.mean"]
     support, query = (
         (x.flatten(1) @ weights["body.layers.0.weight"].T + weights["body.layers.0.bias"]).mean(0)
@@ -233,10 +235,10 @@ def test_per_step_statistics_have_a_row_for_each_pass() -> None:
 
 def test_sum_over_ways_is_a_step_as_many_times_as_long() -> None:
     net, weights = network("conv4-strided")
-    a = MAML(2, 2, 0.1, "second", "sum_over_ways", ("*",), "batch")
-    b = MAML(2, 2, 0.1 * WAYS, "second", "mean", ("*",), "batch")
+    a = maml("batch", inner_lr=0.1, loss_reduction="sum_over_ways")
+    b = maml("batch", inner_lr=0.1 * WAYS)
     found, expected = (
-        Vmap(None).build(algo, net).meta_grad(algo.init(net, weights), episodes("conv4-strided"), 0)[0]
+        Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episodes("conv4-strided"), 0)[0]
         for algo in (a, b)
     )
     assert distance(found, expected) < 1e-13
@@ -245,7 +247,7 @@ def test_sum_over_ways_is_a_step_as_many_times_as_long() -> None:
 def test_metrics_are_those_of_the_query() -> None:
     net, weights = network("mlp")
     task = one_task("mlp")
-    algo, meta = MAML_ONE, MAML_ONE.init(net, weights)
+    algo, meta = MAML_ONE, MAML_ONE.init(net, weights, SEED)
     _, aux = algo.meta_loss(net, meta, task, torch.tensor(0), unroll_graph)
     out = algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll_graph), task.query.x)
     likelihood = (torch.softmax(out, 1) * one_hot(task.query.y, WAYS)).sum(1)
@@ -265,7 +267,7 @@ def test_metrics_are_those_of_the_query() -> None:
         (
             MAML,
             {"bn": "per_step", "test_steps": 9},
-            "test_steps=9: bn=per_step has statistics for 1 steps; use test_steps <= 1",
+            "test_steps=9: bn=per_step has rows for 1 steps; use test_steps <= 1",
         ),
         (MetaSGD, {"loss_reduction": "sum"}, "loss_reduction=sum: choose one of mean, sum_over_ways"),
         (ProtoNet, {"distance": "manhattan"}, "distance=manhattan: choose one of euclidean, cosine"),
@@ -277,7 +279,7 @@ def test_metrics_are_those_of_the_query() -> None:
 def test_bad_fields(cls: type, fields: dict[str, object], reason: str) -> None:
     good = {
         MAML: vars(MAML_ONE),
-        MetaSGD: vars(MAML_ONE),
+        MetaSGD: vars(metasgd("batch")),
         ProtoNet: {"distance": "euclidean", "bn": "batch"},
         Reptile: vars(Reptile(1, 1, 0.1, None, None, "sgd", "batch")),
     }[cls]
@@ -288,7 +290,7 @@ def test_bad_fields(cls: type, fields: dict[str, object], reason: str) -> None:
 def test_patterns_that_match_nothing() -> None:
     net, weights = network("mlp")
     with pytest.raises(ValueError, match=r"adapt=\['hed.\*'\]: matches no parameter"):
-        replace(MAML_ONE, adapt=("hed.*",)).init(net, weights)
+        replace(MAML_ONE, adapt=("hed.*",)).init(net, weights, SEED)
 
 
 def one_task(name: str) -> Episode:

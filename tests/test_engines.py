@@ -20,7 +20,7 @@ from metarun.engine.vmap import Vmap
 from metarun.models.functional import FunctionalNet, locate
 from metarun.models.layers import BatchNorm
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
-from small import ALGOS, GRADIENT, LIBRARY, MODELS, distance, episodes, flat, grown, network
+from small import ALGOS, GRADIENT, LIBRARY, MODELS, SEED, distance, episodes, flat, grown, network
 
 EXACT = 1e-10
 CASES = [(model, algo, "batch") for model in MODELS for algo in ALGOS]
@@ -133,7 +133,7 @@ def engines_for(name: str, algo: Any, bn: str) -> list[Any]:
 def test_all_engines_are_the_oracle(name: str, which: str, bn: str) -> None:
     algo = ALGOS[which](bn)
     net, weights = network(name)
-    meta = grown(algo.init(net, weights))
+    meta = grown(algo.init(net, weights, SEED))
     episode = episodes(name)
     gradient, buffers = expected_gradient(name, algo, net, meta, episode)
     scores = expected_scores(name, algo, net, meta, episode)
@@ -152,7 +152,7 @@ def test_all_engines_are_the_oracle(name: str, which: str, bn: str) -> None:
 def test_chunks_change_nothing(which: str) -> None:
     algo = ALGOS[which]("running")
     net, weights = network("conv4-strided")
-    meta, episode = grown(algo.init(net, weights)), episodes("conv4-strided", tasks=5)
+    meta, episode = grown(algo.init(net, weights, SEED)), episodes("conv4-strided", tasks=5)
     whole = Vmap(None).build(algo, net)
     gradient, aux = whole.meta_grad(meta, episode, 0)
     for chunk in (1, 2, 5, 9):
@@ -170,7 +170,7 @@ def test_meta_gradient_is_the_slope_of_the_meta_loss(which: str, bn: str) -> Non
     """By differences along a random direction; tanh, since kinks spoil them."""
     algo = ALGOS[which](bn)
     net, weights = network("mlp-tanh")
-    meta, episode = algo.init(net, weights), episodes("mlp-tanh")
+    meta, episode = algo.init(net, weights, SEED), episodes("mlp-tanh")
     engine = Vmap(None).build(algo, net)
     gradient, _ = engine.meta_grad(meta, episode, 0)
     dice = torch.Generator().manual_seed(5)
@@ -190,7 +190,7 @@ def test_meta_gradient_is_the_slope_of_the_meta_loss(which: str, bn: str) -> Non
 def test_permuted_tasks(which: str) -> None:
     algo = ALGOS[which]("batch")
     net, weights = network("conv4-strided")
-    meta, episode = algo.init(net, weights), episodes("conv4-strided")
+    meta, episode = algo.init(net, weights, SEED), episodes("conv4-strided")
     order = torch.tensor([2, 0, 1])
     support, query = (Batch(batch.x[order], batch.y[order]) for batch in (episode.support, episode.query))
     shuffled = Episode(support, query, episode.index[order])

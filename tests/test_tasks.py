@@ -48,7 +48,7 @@ def codes(data: ImageData, x: torch.Tensor) -> torch.Tensor:
     return ((x * data.std + data.mean) * 255).round()[..., 0, SIZE // 2, SIZE // 2].long()
 
 
-SHAPE = TaskShape(ways=5, shots=2, queries=3)
+SHAPE = TaskShape(ways=5, shots=2, queries=3, label_noise=0.0)
 
 
 def test_a_task_is_the_same_in_every_company() -> None:
@@ -111,7 +111,7 @@ def test_rotations_make_classes(rotations: str, turned: tuple[Split, ...]) -> No
 
 def test_a_turned_class_is_turned_by_quarters() -> None:
     data = opened("all")
-    tasks = data.tasks("train", TaskShape(8, 1, 1), seed=0)
+    tasks = data.tasks("train", TaskShape(8, 1, 1, 0.0), seed=0)
     assert isinstance(tasks, ImageTasks)
     number, turn, image = tasks.pick(torch.arange(20))
     x = tasks(torch.arange(20)).support.x
@@ -126,7 +126,7 @@ def test_a_turned_class_is_turned_by_quarters() -> None:
 def test_sine_is_the_curve_it_says() -> None:
     source = Sine((0.1, 5.0), (0.0, math.pi), (-5.0, 5.0))
     data = source.open(CPU, torch.float64)
-    tasks = data.tasks("train", TaskShape(1, 10, 10), seed=0)
+    tasks = data.tasks("train", TaskShape(1, 10, 10, 0.0), seed=0)
     assert isinstance(tasks, SineTasks)
     episode = tasks(torch.arange(500))
     x, y = episode.support.x[..., 0], episode.support.y[..., 0]

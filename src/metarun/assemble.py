@@ -9,12 +9,13 @@ import torch
 
 from metarun.config import RunConfig, check_room
 from metarun.data.pool import DataError
-from metarun.data.tasks import SPLITS, Data, open_images
+from metarun.data.tasks import SPLITS, Data, ImageData, Tasks, open_images
 from metarun.errors import ConfigError
 from metarun.models.functional import assemble as assemble_net
 from metarun.types import Engine, Meta, Net
 
 DTYPE = torch.float32
+OWN = 1 << 32  # keeps what an algorithm draws apart from what the net drew by the same seed
 
 
 class Parts(NamedTuple):
@@ -44,13 +45,17 @@ def open_data(config: RunConfig, say: Callable[[str], None]) -> Data:
 
 def assemble(config: RunConfig, data: Data) -> Parts:
     outputs = config.task.train.ways if config.kind == "classes" else 1
+    if config.algo.trains_on == "batches":
+        classes = data.room("train").classes
+        assert classes is not None, f"batches of {config.kind}"
+        outputs = classes
     try:
         net, weights = assemble_net(config.model.path, dict(config.model.values), data.item, outputs, config.seed)
     except ValueError as error:
         raise ConfigError(f"model={config.choices['model']}: {error}") from error
     net.module.to(config.device)
     try:
-        meta = config.algo.init(net, weights)
+        meta = config.algo.init(net, weights, config.seed + OWN)
     except ValueError as error:
         raise ConfigError(f"algo.{error}") from error
     meta = {group: {name: v.to(config.device) for name, v in params.items()} for group, params in meta.items()}
@@ -59,3 +64,10 @@ def assemble(config: RunConfig, data: Data) -> Parts:
     except ValueError as error:
         raise ConfigError(f"engine={config.choices['engine']}: {error}") from error
     return Parts(data, net, meta, engine)
+
+
+def train_tasks(config: RunConfig, data: Data) -> Tasks:
+    if config.algo.trains_on == "batches":
+        assert isinstance(data, ImageData), f"batches of {config.kind}"
+        return data.batches(config.task.train, config.seed)
+    return data.tasks("train", config.task.train, config.seed)

@@ -29,16 +29,18 @@ class TaskConfig:
     ways: int
     shots: int
     queries: int
+    label_noise: float
     train: TaskShape
 
     def __post_init__(self) -> None:
         for prefix, shape in (("", self.test), ("train.", self.train)):
             for name in ("ways", "shots", "queries"):
                 _at_least(1, f"{prefix}{name}", getattr(shape, name))
+            _check_noise(prefix, shape)
 
     @property
     def test(self) -> TaskShape:
-        return TaskShape(self.ways, self.shots, self.queries)
+        return TaskShape(self.ways, self.shots, self.queries, self.label_noise)
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class TrainConfig:
     save_every: int
 
     def __post_init__(self) -> None:
-        for name in ("steps", "meta_batch", "log_every", "save_every"):
+        for name in ("meta_batch", "log_every", "save_every"):
             _at_least(1, name, getattr(self, name))
+        _at_least(0, "steps", self.steps)
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip={self.clip}: need a limit above 0, or null for none")
 
@@ -191,6 +194,12 @@ def _check_match(config: RunConfig) -> None:
         raise ConfigError(
             f"algo={name}: is meant for {meant}, data={data} has {config.kind}; choose another of the two"
         )
+    if config.kind == "values" and (config.task.label_noise or config.task.train.label_noise):
+        raise ConfigError(f"task.label_noise={config.task.label_noise}: data={data} has no labels; set it to 0.0")
+    if config.algo.trains_on == "nothing" and config.train.steps:
+        raise ConfigError(f"train.steps={config.train.steps}: algo={name} learns nothing before the test; set it to 0")
+    if config.algo.trains_on != "nothing" and not config.train.steps:
+        raise ConfigError(f"train.steps=0: algo={name} has to learn; need at least 1")
     ways, train_ways = config.task.ways, config.task.train.ways
     if config.algo.uses_head and ways != train_ways:
         raise ConfigError(
@@ -252,6 +261,13 @@ def _device(value: object) -> torch.device:
 def _at_least(low: int, name: str, value: int, why: str = "") -> None:
     if value < low:
         raise ValueError(f"{name}={value}: need at least {low}{why}")
+
+
+def _check_noise(prefix: str, shape: TaskShape) -> None:
+    if not 0 <= shape.label_noise < 1:
+        raise ValueError(f"{prefix}label_noise={shape.label_noise}: is a probability; use 0 <= label_noise < 1")
+    if shape.label_noise and shape.ways == 1:
+        raise ValueError(f"{prefix}label_noise={shape.label_noise}: one way has no other label; set it to 0.0")
 
 
 def _file_name(text: str) -> str:

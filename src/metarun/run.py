@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metarun.assemble import Parts, prepare
+from metarun.assemble import Parts, prepare, train_tasks
 from metarun.checkpoint import read
 from metarun.config import RunConfig
 from metarun.errors import RunError
@@ -16,10 +16,12 @@ from metarun.interrupt import Interrupted, Stop, listening
 from metarun.loop import NonFinite, Pace, meta_train
 from metarun.report import plots
 from metarun.report.result import meta_test
-from metarun.rundir import RunDir, claim, finished, held, write_text
+from metarun.rundir import RunDir, claim, finished, held, peak_mb, write_text
 from metarun.session import Session
 from metarun.track.console import say, show_result
 from metarun.types import Artifacts, Meta
+
+MOMENT_S = 1e-9  # a run of no steps took no time
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _train(config: RunConfig, parts: Parts, session: Session) -> None:
     meta_train(
         session.state,
         parts.engine,
-        parts.data.tasks("train", config.task.train, config.seed),
+        train_tasks(config, parts.data),
         session.untimed(validate),
         session.outer,
         Pace(train.steps, train.meta_batch, train.log_every, every, train.save_every),
@@ -96,7 +98,8 @@ def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
         f"val/best_{session.measure}": state.best[0],
         "best_step": state.best[1],
         "time/total_s": state.total_s,
-        "time/tasks_per_s": config.train.steps * config.train.meta_batch / state.train_s,
+        "time/tasks_per_s": config.train.steps * config.train.meta_batch / max(state.train_s, MOMENT_S),
+        "memory/peak_mb": peak_mb(config.device),
         "protocol": session.protocol,
     }
     session.trackers.finish(summary, Artifacts(curves, run.episodes, run.scores, run.best, run.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import resource
 import subprocess
 import sys
 import uuid
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
+import torch
 import yaml
 
 import metarun
@@ -97,6 +99,7 @@ def protocol(config: RunConfig) -> dict[str, Any]:
         "ways": task.ways,
         "shots": task.shots,
         "queries": task.queries,
+        "label_noise": task.label_noise,
         "train": {"ways": task.train.ways, "shots": task.train.shots, "queries": task.train.queries},
         "algo": config.choices["algo"],
         "model": config.choices["model"],
@@ -121,6 +124,14 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def peak_mb(device: torch.device) -> float:
+    """The most memory held so far: by tensors on a GPU, else by this whole process, torch's own 300 MB included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def git_state() -> dict[str, Any] | None:

@@ -145,8 +145,13 @@ def _names(cls: type) -> list[str]:
 def _field_hints(cls: type) -> dict[str, Any]:
     """Of the fields alone: other annotations may use names that only a type checker imports."""
     assert dataclasses.is_dataclass(cls), f"{cls} is no dataclass"
-    fields = types.SimpleNamespace(__annotations__={field.name: field.type for field in dataclasses.fields(cls)})
-    return typing.get_type_hints(fields, vars(sys.modules[cls.__module__]))
+    names = _names(cls)
+    hints: dict[str, Any] = {}
+    for origin in reversed(cls.__mro__):
+        notes = {name: note for name, note in vars(origin).get("__annotations__", {}).items() if name in names}
+        fields = types.SimpleNamespace(__annotations__=notes)
+        hints |= typing.get_type_hints(fields, vars(sys.modules[origin.__module__]))
+    return hints
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -21,6 +21,9 @@ BUFFERS = "buffers"
 
 Split = Literal["train", "val", "test"]
 Kind = Literal["classes", "values"]  # what y is: class labels (int64), or real values
+Sampler = Literal["episodes", "batches", "nothing"]
+"""What an algorithm trains on: episodes; batches of single images labelled by their number among all training classes,
+cut into support and query at will; or nothing, and everything is done at test."""
 
 
 class Batch(NamedTuple):
@@ -87,8 +90,11 @@ class Algorithm(Protocol):
 
     kinds: ClassVar[frozenset[Kind]]  # the task kinds it is meant for
     uses_head: ClassVar[bool]  # a learned head fixes the number of ways; metric methods have none
+    trains_on: ClassVar[Sampler]
 
-    def init(self, net: Net, weights: Params) -> Meta: ...
+    def init(self, net: Net, weights: Params, seed: int) -> Meta:
+        """`weights` are the net's; `seed` is for what the algorithm learns beside them."""
+        ...
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]: ...
 

@@ -1,14 +1,17 @@
-"""Gradient descent on a task's support set, and the book-keeping of its normalisation statistics.
+"""Gradient descent on a task's support set: the fields, the loop and the losses that all gradient-based methods share.
 
-w_k+1 = w_k - rates * grad L(w_k; support), over the weights whose names match `adapt`.
+    v_0 = start,   v_k+1 = update(v_k, grad of the support loss at w(v_k)),   meta-loss = L(w(v_K); query)
+
+What moves (v), the weights it stands for (w) and the update are the method's own; for MAML v is the weights themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,112 +19,182 @@ from torch.func import grad
 from torch.nn.functional import cross_entropy, linear, mse_loss
 from torch.utils._pytree import tree_map
 
-from metarun.types import BUFFERS, Adapted, Aux, Batch, Episode, Meta, Net, Params, Unroll
+from metarun.models.statistics import RECALL, RECORD, BatchNormMode, Statistics, fresh_buffers, recall, record, row
+from metarun.types import BUFFERS, Adapted, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
+Forward = Callable[[Params, Tensor, Params], tuple[Tensor, Params]]
 Order = Literal["first", "second"]
 Reduction = Literal["mean", "sum_over_ways"]
-BatchNormMode = Literal["batch", "support", "running", "per_step"]
+NORMS = "norms"  # the entry of Meta with one row of scales and shifts for each inner step
+MSL_FLOOR = 0.03  # Antoniou 2019, released code: the least weight of an early step is this / steps
 
 
-class Rule(Protocol):
-    """The fields by which an inner loop is done."""
+class Slope(NamedTuple):
+    """What step k of an inner loop sees."""
 
-    @property
-    def steps(self) -> int: ...
-    @property
-    def test_steps(self) -> int: ...
-    @property
-    def order(self) -> Order: ...
-    @property
-    def loss_reduction(self) -> Reduction: ...
-    @property
-    def adapt(self) -> tuple[str, ...]: ...
-    @property
-    def bn(self) -> BatchNormMode: ...
+    gradient: Params
+    loss: Tensor
+    k: Any
 
 
 class Carry(NamedTuple):
-    weights: Params
+    moving: Params
+    state: Any  # an update rule's own
     stats: Params
+    early: Tensor  # sum of weighted query losses before the last step
 
 
 class Given(NamedTuple):
     support: Batch
-    frozen: Params
-    rates: Params
-    seen: Params  # the statistics of a body that does not adapt
+    later: tuple[Batch, ...]  # what is scored after every step: one batch or none
+    meta: Meta
+    seen: Params  # the statistics of a body that does not move
+    step: Tensor
 
 
-class Statistics(NamedTuple):
-    """Which statistics a pass normalises with (none: its own), and what is kept of those it used."""
+@dataclass(frozen=True)
+class Descent:
+    """Fields and course of an inner loop. A method adds `init` and `update`, and changes of the rest what it must."""
 
-    use: Callable[[Params, Any], Params]
-    keep: Callable[[Params, Any, Params, float], Params]
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"classes", "values"})
+    uses_head: ClassVar[bool] = True
+    trains_on: ClassVar[Sampler] = "episodes"
+
+    steps: int
+    test_steps: int
+    inner_lr: float
+    order: Order
+    second_order_from: int  # meta-step until which order=second takes the inner gradient for a constant
+    multi_step: int  # meta-steps during which the loss after every inner step counts, less and less; 0: the last alone
+    loss_reduction: Reduction
+    adapt: tuple[str, ...]
+    split: Literal["train_val", "train_train"]  # what the outer loss is taken on: the query, or the support itself
+    bn: BatchNormMode
+    bn_weights: Literal["shared", "per_step"]
+
+    def __post_init__(self) -> None:
+        check_descent(self)
+
+    def init(self, net: Net, weights: Params, seed: int) -> Meta:
+        matching(weights, self.adapt)
+        buffers = fresh_buffers(self.bn, net, self.steps)
+        if self.bn_weights == "shared":
+            return {"weights": weights, **buffers}
+        names = norm_names(net, weights)
+        rows = {name: weights[name].repeat(self.steps + 1, 1) for name in names}
+        shared = {name: value for name, value in weights.items() if name not in names}
+        return {"weights": shared, **({NORMS: rows} if rows else {}), **buffers}
+
+    def moving(self, meta: Meta) -> Params:
+        return matching(meta["weights"], self.adapt)
+
+    def weights(self, meta: Meta, moving: Params, k: Any) -> Params:
+        return {**meta["weights"], **recall(meta.get(NORMS, {}), k), **moving}
+
+    def begin(self, meta: Meta, moving: Params) -> Any:
+        return ()
+
+    def update(self, meta: Meta, moving: Params, slope: Slope, state: Any) -> tuple[Params, Any]:
+        raise NotImplementedError
+
+    def support_loss(self, meta: Meta, out: Tensor, y: Tensor) -> Tensor:
+        return objective(out, y)
+
+    def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
+        outer = episode.query if self.split == "train_val" else episode.support
+        given = Given(episode.support, (outer,) if self.multi_step else (), meta, {}, step)
+        end = descend(self, net, given, self.steps, RECORD, unroll)
+        weights = self.weights(meta, end.moving, self.steps)
+        out, seen = scored(self.bn, net, weights, episode.support, outer.x)
+        loss = objective(out, outer.y)
+        aux = Aux(measure(loss, out, outer.y), record(end.stats, self.steps, seen, net.momentum))
+        return (end.early + importance(self, step)[-1] * loss if self.multi_step else loss), aux
+
+    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
+        now = torch.tensor(self.second_order_from, device=support.x.device)
+        end = descend(self, net, Given(support, (), meta, {}, now), self.test_steps, RECALL, unroll)
+        weights = self.weights(meta, end.moving, self.steps)
+        return Adapted(weights, final_stats(self.bn, net, weights, end.stats, support))
+
+    def predict(self, net: Net, meta: Meta, adapted: Adapted, x: Tensor) -> Tensor:
+        return net(adapted.weights, x, adapted.stats)[0]
 
 
-Forward = Callable[[Params, Given, Params], tuple[Tensor, Params]]
-
-
-def descend(
-    rule: Rule,
-    net: Net,
-    meta: Meta,
-    rates: Params,
-    support: Batch,
-    num_steps: int,
-    statistics: Statistics,
-    unroll: Unroll,
-) -> Carry:
-    weights = meta["weights"]
-    adapted = {name: weights[name] for name in rates}
-    frozen = {name: value for name, value in weights.items() if name not in rates}
-    start = Carry(adapted, meta.get(BUFFERS, {}))
-    forward: Forward = partial(_whole, net)
-    given = Given(support, frozen, rates, {})
-    if rule.bn != "per_step" and all(name.startswith("head.") for name in rates):
+def descend(rule: Descent, net: Net, given: Given, num_steps: int, statistics: Statistics, unroll: Unroll) -> Carry:
+    meta, support = given.meta, given.support
+    moving = rule.moving(meta)
+    start = Carry(moving, rule.begin(meta, moving), meta.get(BUFFERS, {}), support.x.new_zeros(()))
+    body_stays = all(name in ("head.weight", "head.bias") for name in moving)
+    body_once = body_stays and "per_step" not in (rule.bn, rule.bn_weights) and not given.later
+    if body_once:
         # The body is the same at every step: one pass serves them all.
-        z, seen = net.embed(weights, support.x, statistics.use(start.stats, 0))
-        forward, given = _head, Given(Batch(z, support.y), frozen, rates, seen)
-    end = unroll(partial(_step, rule, forward, statistics, net.momentum), start, given, num_steps)
-    return Carry({**weights, **end.weights}, end.stats)
+        z, seen = net.embed(meta["weights"], support.x, statistics.use(start.stats, 0))
+        given = given._replace(support=Batch(z, support.y), seen=seen)
+    forward = _head if body_once else net
+    end: Carry = unroll(partial(_step, rule, net, forward, statistics), start, given, num_steps)
+    return end
 
 
-def _whole(net: Net, weights: Params, given: Given, stats: Params) -> tuple[Tensor, Params]:
-    return net(weights, given.support.x, stats)
-
-
-def _head(weights: Params, given: Given, _stats: Params) -> tuple[Tensor, Params]:
-    return linear(given.support.x, weights["head.weight"], weights.get("head.bias")), given.seen
+def _head(weights: Params, z: Tensor, _stats: Params) -> tuple[Tensor, Params]:
+    return linear(z, weights["head.weight"], weights.get("head.bias")), {}
 
 
 def _step(
-    rule: Rule, forward: Forward, statistics: Statistics, momentum: float, carry: Carry, given: Given, k: Any
+    rule: Descent, net: Net, forward: Forward, statistics: Statistics, carry: Carry, given: Given, k: Any
 ) -> Carry:
-    def inner_loss(adapted: Params, given: Given) -> tuple[Tensor, Params]:
-        out, seen = forward({**given.frozen, **adapted}, given, statistics.use(carry.stats, k))
+    def inner_loss(moving: Params, meta: Meta, support: Batch) -> tuple[Tensor, tuple[Tensor, Params]]:
+        out, seen = forward(rule.weights(meta, moving, k), support.x, statistics.use(carry.stats, k))
         scale = out.shape[-1] if rule.loss_reduction == "sum_over_ways" else 1
-        return scale * objective(out, given.support.y), seen
+        loss = scale * rule.support_loss(meta, out, support.y)
+        return loss, (loss, seen)
 
-    at = (carry.weights, given)
+    at = (carry.moving, given.meta, given.support)
     if rule.order == "first":
         at = tree_map(torch.detach, at)
-    gradient, seen = grad(inner_loss, has_aux=True)(*at)
-    weights = {name: value - given.rates[name] * gradient[name] for name, value in carry.weights.items()}
-    return Carry(weights, statistics.keep(carry.stats, k, seen, momentum))
+    gradient, (loss, seen) = grad(inner_loss, has_aux=True)(*at)
+    if rule.order == "second" and rule.second_order_from:
+        second = given.step >= rule.second_order_from
+        gradient = {name: torch.where(second, value, value.detach()) for name, value in gradient.items()}
+    moving, state = rule.update(given.meta, carry.moving, Slope(gradient, loss, k), carry.state)
+    stats = statistics.keep(carry.stats, k, seen or given.seen, net.momentum)
+    return Carry(moving, state, stats, _early(rule, net, carry, given, k))
 
 
-def query_loss(rule: Rule, net: Net, task: Carry, episode: Episode) -> tuple[Tensor, Aux]:
-    """The loss of the adapted weights on the query set; the statistics seen there are the last to be recorded."""
-    stats = net(task.weights, episode.support.x)[1] if rule.bn == "support" else {}
-    out, seen = net(task.weights, episode.query.x, stats)
-    loss = objective(out, episode.query.y)
-    return loss, Aux(measure(loss, out, episode.query.y), record(task.stats, rule.steps, seen, net.momentum))
+def _early(rule: Descent, net: Net, carry: Carry, given: Given, k: Any) -> Tensor:
+    """The losses after the steps before step k; there are none before the first."""
+    if not given.later or (isinstance(k, int) and k == 0):
+        return carry.early
+    (outer,) = given.later
+    out, _ = scored(rule.bn, net, rule.weights(given.meta, carry.moving, k), given.support, outer.x)
+    return carry.early + row(importance(rule, given.step), k) * objective(out, outer.y)
 
 
-def predictor(bn: BatchNormMode, net: Net, task: Carry, support: Batch) -> Adapted:
+def importance(rule: Descent, step: Tensor) -> Tensor:
+    """The share of the loss after 0, 1, .. steps in the meta-loss: even at first, the last one's alone in the end.
+
+    As in the released code of Antoniou 2019: an early share falls by 1 / steps over `multi_step` meta-steps, not below
+    a floor, and what it loses goes to the last.
+    """
+    even = 1 / rule.steps
+    early = (even * (1 - step / rule.multi_step)).clamp(min=MSL_FLOOR * even)
+    early = torch.where(step < rule.multi_step, early, 0)
+    return torch.cat([early.new_zeros(1), early.repeat(rule.steps - 1), (1 - (rule.steps - 1) * early).reshape(1)])
+
+
+def scored(bn: BatchNormMode, net: Net, weights: Params, support: Batch, x: Tensor) -> tuple[Tensor, Params]:
+    """Outputs for x in training: normalised by the support's statistics, or by x's own."""
+    return net(weights, x, net(weights, support.x)[1] if bn == "support" else {})
+
+
+def final_stats(bn: BatchNormMode, net: Net, weights: Params, stats: Params, support: Batch) -> Params:
+    """What queries are normalised with at test; nothing: their own."""
     if bn == "support":
-        return Adapted(task.weights, net(task.weights, support.x)[1])
-    return Adapted(task.weights, {name: rows[-1] for name, rows in task.stats.items()})
+        return net(weights, support.x)[1]
+    return {name: rows[-1] for name, rows in stats.items()}
+
+
+def plain(rate: float, weights: Params, gradient: Params) -> Params:
+    return {name: value - rate * gradient[name] for name, value in weights.items()}
 
 
 def objective(out: Tensor, y: Tensor) -> Tensor:
@@ -148,29 +221,9 @@ def matching(weights: Mapping[str, Tensor], patterns: tuple[str, ...]) -> Params
     return chosen
 
 
-def fresh_buffers(bn: BatchNormMode, net: Net, steps: int) -> Meta:
-    """Statistics as rows: one for all passes, or one for each inner step and a last one for the query."""
-    if bn not in ("running", "per_step"):
-        return {}
-    rows = steps + 1 if bn == "per_step" else 1
-    return {BUFFERS: {name: value.repeat(rows, 1) for name, value in net.init_stats().items()}}
-
-
-def recall(stats: Params, k: Any) -> Params:
-    return {name: torch.where(_row(rows, k), rows, 0).sum(dim=0) for name, rows in stats.items()}
-
-
-def record(stats: Params, k: Any, seen: Params, momentum: float) -> Params:
-    """The running average of row k moved towards what was seen; a mask, since k may be a tensor of a compiled loop."""
-    return {
-        name: torch.where(_row(rows, k), torch.lerp(rows, seen[name].detach(), momentum), rows)
-        for name, rows in stats.items()
-    }
-
-
-def _row(rows: Tensor, k: Any) -> Tensor:
-    count = rows.shape[0]
-    return (torch.arange(count, device=rows.device) == (k if count > 1 else 0)).unsqueeze(1)
+def norm_names(net: Net, weights: Params) -> list[str]:
+    layers = {name.rpartition(".")[0] for name in net.init_stats()}
+    return [name for name in weights if name.rpartition(".")[0] in layers]
 
 
 def minibatch(index: Tensor, k: Any, num_rows: int, size: int) -> Tensor:
@@ -189,10 +242,6 @@ def _hash(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & 0x1FFFFFFFF)
 
 
-RECORD = Statistics(use=lambda _stats, _k: {}, keep=record)
-RECALL = Statistics(use=recall, keep=lambda stats, _k, _seen, _momentum: stats)
-
-
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}")
@@ -209,15 +258,28 @@ def check_rate(name: str, rate: float) -> None:
         raise ValueError(f"{name}={rate}: must be above 0")
 
 
-def check_rule(rule: Rule) -> None:
+def check_from(**steps: int) -> None:
+    for name, step in steps.items():
+        if step < 0:
+            raise ValueError(f"{name}={step}: counts meta-steps; 0 switches it off")
+
+
+def check_descent(rule: Descent) -> None:
     check_steps(steps=rule.steps, test_steps=rule.test_steps)
+    check_rate("inner_lr", rule.inner_lr)
     check_choice("order", rule.order, ("first", "second"))
+    check_from(second_order_from=rule.second_order_from, multi_step=rule.multi_step)
     check_choice("loss_reduction", rule.loss_reduction, ("mean", "sum_over_ways"))
+    check_choice("split", rule.split, ("train_val", "train_train"))
     check_choice("bn", rule.bn, ("batch", "support", "running", "per_step"))
+    check_choice("bn_weights", rule.bn_weights, ("shared", "per_step"))
     if not rule.adapt:
         raise ValueError('adapt=[]: need at least one pattern; ["*"] adapts all weights')
-    if rule.bn == "per_step" and rule.test_steps > rule.steps:
+    if rule.order == "first" and rule.second_order_from:
+        raise ValueError(f"second_order_from={rule.second_order_from}: is for order=second alone; set one of them anew")
+    if "per_step" in (rule.bn, rule.bn_weights) and rule.test_steps > rule.steps:
+        name = "bn" if rule.bn == "per_step" else "bn_weights"
         raise ValueError(
-            f"test_steps={rule.test_steps}: bn=per_step has statistics for {rule.steps} steps; "
-            f"use test_steps <= {rule.steps} or another bn"
+            f"test_steps={rule.test_steps}: {name}=per_step has rows for {rule.steps} steps; "
+            f"use test_steps <= {rule.steps} or another {name}"
         )

@@ -8,45 +8,20 @@ where alpha has the shape of theta and is learned with it: its sign and size are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.algos.inner_loop import RECALL, RECORD, BatchNormMode, Order, Reduction
-from metarun.types import Adapted, Aux, Batch, Episode, Kind, Meta, Net, Params, Unroll
+from metarun.algos.inner_loop import Descent, Slope
+from metarun.types import Meta, Net, Params
 
 
 @dataclass(frozen=True)
-class MetaSGD:
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"classes", "values"})
-    uses_head: ClassVar[bool] = True
+class MetaSGD(Descent):
+    def init(self, net: Net, weights: Params, seed: int) -> Meta:
+        meta = super().init(net, weights, seed)
+        return {**meta, "rates": {name: torch.full_like(w, self.inner_lr) for name, w in self.moving(meta).items()}}
 
-    steps: int
-    test_steps: int
-    inner_lr: float  # of every weight before anything is learned
-    order: Order
-    loss_reduction: Reduction
-    adapt: tuple[str, ...]
-    bn: BatchNormMode
-
-    def __post_init__(self) -> None:
-        inner_loop.check_rule(self)
-        inner_loop.check_rate("inner_lr", self.inner_lr)
-
-    def init(self, net: Net, weights: Params) -> Meta:
-        chosen = inner_loop.matching(weights, self.adapt)
-        alpha = {name: torch.full_like(value, self.inner_lr) for name, value in chosen.items()}
-        return {"weights": weights, "rates": alpha, **inner_loop.fresh_buffers(self.bn, net, self.steps)}
-
-    def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
-        task = inner_loop.descend(self, net, meta, meta["rates"], episode.support, self.steps, RECORD, unroll)
-        return inner_loop.query_loss(self, net, task, episode)
-
-    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
-        task = inner_loop.descend(self, net, meta, meta["rates"], support, self.test_steps, RECALL, unroll)
-        return inner_loop.predictor(self.bn, net, task, support)
-
-    def predict(self, net: Net, meta: Meta, adapted: Adapted, x: Tensor) -> Tensor:
-        return net(adapted.weights, x, adapted.stats)[0]
+    def update(self, meta: Meta, moving: Params, slope: Slope, state: Any) -> tuple[Params, Any]:
+        alpha = meta["rates"]
+        return {name: w - alpha[name] * slope.gradient[name] for name, w in moving.items()}, state

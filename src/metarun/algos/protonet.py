@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from metarun.algos import inner_loop
-from metarun.algos.inner_loop import recall, record
-from metarun.types import BUFFERS, Aux, Batch, Episode, Kind, Meta, Net, Params, Unroll
+from metarun.models.statistics import fresh_buffers, recall, record
+from metarun.types import BUFFERS, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 
 class Prototypes(NamedTuple):
@@ -29,6 +29,7 @@ class Prototypes(NamedTuple):
 class ProtoNet:
     kinds: ClassVar[frozenset[Kind]] = frozenset({"classes"})
     uses_head: ClassVar[bool] = False
+    trains_on: ClassVar[Sampler] = "episodes"
 
     distance: Literal["euclidean", "cosine"]
     bn: Literal["batch", "support", "running"]
@@ -37,9 +38,9 @@ class ProtoNet:
         inner_loop.check_choice("distance", self.distance, ("euclidean", "cosine"))
         inner_loop.check_choice("bn", self.bn, ("batch", "support", "running"))
 
-    def init(self, net: Net, weights: Params) -> Meta:
+    def init(self, net: Net, weights: Params, seed: int) -> Meta:
         body = {name: value for name, value in weights.items() if name.startswith("body.")}
-        return {"weights": body, **inner_loop.fresh_buffers(self.bn, net, 0)}
+        return {"weights": body, **fresh_buffers(self.bn, net, 0)}
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
         z_SD, seen_first = net.embed(meta["weights"], episode.support.x)

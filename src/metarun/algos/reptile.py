@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.func import grad
 
 from metarun.algos import inner_loop
-from metarun.algos.inner_loop import RECALL, RECORD, Carry, Statistics
-from metarun.types import BUFFERS, Adapted, Aux, Batch, Episode, Kind, Meta, Net, Params, Unroll
+from metarun.models.statistics import RECALL, RECORD, Statistics, fresh_buffers
+from metarun.types import BUFFERS, Adapted, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 BETA_2, EPSILON = 0.999, 1e-8  # Adam's own
 
@@ -40,6 +40,7 @@ class Given(NamedTuple):
 class Reptile:
     kinds: ClassVar[frozenset[Kind]] = frozenset({"classes", "values"})
     uses_head: ClassVar[bool] = True
+    trains_on: ClassVar[Sampler] = "episodes"
 
     steps: int
     test_steps: int
@@ -57,8 +58,8 @@ class Reptile:
         inner_loop.check_choice("inner_optim", self.inner_optim, ("sgd", "adam"))
         inner_loop.check_choice("bn", self.bn, ("batch", "support", "running"))
 
-    def init(self, net: Net, weights: Params) -> Meta:
-        return {"weights": weights, **inner_loop.fresh_buffers(self.bn, net, self.steps)}
+    def init(self, net: Net, weights: Params, seed: int) -> Meta:
+        return {"weights": weights, **fresh_buffers(self.bn, net, self.steps)}
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
         data = Batch(*(torch.cat(both) for both in zip(episode.support, episode.query, strict=True)))
@@ -66,15 +67,14 @@ class Reptile:
         task = self._descend(net, meta, given, self.steps, self.inner_batch, RECORD, unroll)
         surrogate = sum((w * (w.detach() - task.weights[name])).sum() for name, w in meta["weights"].items())
         assert isinstance(surrogate, Tensor)
-        stats = net(task.weights, episode.support.x)[1] if self.bn == "support" else {}
-        out, _ = net(task.weights, episode.query.x, stats)
+        out, _ = inner_loop.scored(self.bn, net, task.weights, episode.support, episode.query.x)
         loss = inner_loop.objective(out, episode.query.y)
         return surrogate, Aux(inner_loop.measure(loss, out, episode.query.y), task.stats)
 
     def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         given = Given(support, torch.zeros((), dtype=torch.int64, device=support.x.device))
         task = self._descend(net, meta, given, self.test_steps, self.test_batch, RECALL, unroll)
-        return inner_loop.predictor(self.bn, net, task, support)
+        return Adapted(task.weights, inner_loop.final_stats(self.bn, net, task.weights, task.stats, support))
 
     def predict(self, net: Net, meta: Meta, adapted: Adapted, x: Tensor) -> Tensor:
         return net(adapted.weights, x, adapted.stats)[0]
@@ -88,12 +88,12 @@ class Reptile:
         size: int | None,
         statistics: Statistics,
         unroll: Unroll,
-    ) -> Carry:
+    ) -> Inner:
         theta = inner_loop.detached(meta["weights"])
         squares = {name: torch.zeros_like(value) for name, value in theta.items()}
         step = partial(self._step, net, size or len(given.data.x), statistics)
-        end = unroll(step, Inner(theta, squares, meta.get(BUFFERS, {})), given, num_steps)
-        return Carry(end.weights, end.stats)
+        end: Inner = unroll(step, Inner(theta, squares, meta.get(BUFFERS, {})), given, num_steps)
+        return end
 
     def _step(self, net: Net, size: int, statistics: Statistics, carry: Inner, given: Given, k: Any) -> Inner:
         rows = inner_loop.minibatch(given.seed, k, len(given.data.x), size)

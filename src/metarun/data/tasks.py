@@ -15,7 +15,7 @@ from metarun.data.pool import Pool
 from metarun.types import Batch, Episode, Kind, Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-CLASS_STREAM, IMAGE_STREAM = 1, 2
+CLASS_STREAM, IMAGE_STREAM, NOISE_STREAM, BATCH_STREAM = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class TaskShape:
     ways: int
     shots: int
     queries: int  # per class
+    label_noise: float  # chance of a support label to be wrong
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ class ImageData:
     def tasks(self, split: Split, shape: TaskShape, seed: int) -> Tasks:
         return ImageTasks(self, split, shape, seed, _quarter_turns(self.item).to(self.store.device))
 
+    def batches(self, shape: TaskShape, seed: int) -> Tasks:
+        """As many training images as a task has, of any classes, labelled by the number of their class."""
+        return Batches(self, "train", shape, seed, _quarter_turns(self.item).to(self.store.device))
+
 
 def open_images(source: ImageSource, device: torch.device, dtype: torch.dtype, say: Callable[[str], None]) -> ImageData:
     pool = source.load(say)
@@ -137,12 +142,14 @@ class ImageTasks:
 
     def __call__(self, index_T: Tensor) -> Episode:
         index_T = index_T.to(self.data.store.device)
-        class_TN, turn_TN, image_TNI = self.pick(index_T)
-        x_TNI = self.data.store[class_TN[:, :, None], image_TNI]
-        x_TNI = self._turn(x_TNI, turn_TN)
-        x_TNI = (x_TNI.to(self.data.mean.dtype) / 255 - self.data.mean) / self.data.std
+        x_TNI = self.images(*self.pick(index_T))
         shots = self.shape.shots
-        return Episode(self._batch(x_TNI[:, :, :shots]), self._batch(x_TNI[:, :, shots:]), index_T)
+        support, query = self._batch(x_TNI[:, :, :shots]), self._batch(x_TNI[:, :, shots:])
+        return Episode(support._replace(y=self._noisy(support.y, index_T)), query, index_T)
+
+    def images(self, class_TN: Tensor, turn_TN: Tensor, image_TNI: Tensor) -> Tensor:
+        x_TNI = self._turn(self.data.store[class_TN[:, :, None], image_TNI], turn_TN)
+        return (x_TNI.to(self.data.mean.dtype) / 255 - self.data.mean) / self.data.std
 
     def pick(self, index_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Classes and their turns [T, N], and images [T, N, shots + queries], of each task."""
@@ -155,6 +162,16 @@ class ImageTasks:
         image_TNI = draw.choose(image_bits, self.shape.shots + self.shape.queries)
         return chosen_TN[..., 0], chosen_TN[..., 1], image_TNI
 
+    def _noisy(self, y_TS: Tensor, index_T: Tensor) -> Tensor:
+        """Each label on its own, with probability `label_noise`, becomes one of the others, all equally likely."""
+        if not self.shape.label_noise:
+            return y_TS
+        shape = (self.seed, SPLITS.index(self.split), index_T, NOISE_STREAM, 2 * y_TS.shape[1])
+        wrong_TS, which_TS = draw.uniform(*shape).chunk(2, dim=1)
+        others = self.shape.ways - 1
+        other_TS = (y_TS + 1 + (which_TS * others).long()) % self.shape.ways
+        return torch.where(wrong_TS < self.shape.label_noise, other_TS, y_TS)
+
     def _turn(self, x_TNI: Tensor, turn_TN: Tensor) -> Tensor:
         if self.turns.shape[0] == 1:
             return x_TNI
@@ -165,3 +182,20 @@ class ImageTasks:
         tasks, ways, count = x_TNK.shape[:3]
         y = torch.arange(ways, device=x_TNK.device).repeat_interleave(count)
         return Batch(x_TNK.flatten(1, 2).contiguous(), y.expand(tasks, -1))
+
+
+@dataclass(frozen=True)
+class Batches(ImageTasks):
+    """Batch i is the same whatever is asked for beside it; its cut into support and query means nothing."""
+
+    def __call__(self, index_T: Tensor) -> Episode:
+        index_T = index_T.to(self.data.store.device)
+        shape, split = self.shape, SPLITS.index(self.split)
+        count = shape.ways * (shape.shots + shape.queries)
+        classes = self.data.classes[self.split]
+        u_TB, v_TB = draw.uniform(self.seed, split, index_T, BATCH_STREAM, 2 * count).chunk(2, dim=1)
+        y_TB = (u_TB * len(classes)).long()
+        image_TB = (v_TB * self.data.store.shape[1]).long()
+        x_TB = self.images(classes[y_TB][..., 0], classes[y_TB][..., 1], image_TB[..., None]).squeeze(2)
+        first = shape.ways * shape.shots
+        return Episode(Batch(x_TB[:, :first], y_TB[:, :first]), Batch(x_TB[:, first:], y_TB[:, first:]), index_T)
