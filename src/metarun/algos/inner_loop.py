@@ -108,7 +108,7 @@ class Descent:
         out, seen = scored(self.bn, net, weights, episode.support, outer.x)
         loss = objective(out, outer.y)
         aux = Aux(measure(loss, out, outer.y), record(end.stats, self.steps, seen, net.momentum))
-        return (end.early + importance(self, step)[-1] * loss if self.multi_step else loss), aux
+        return (end.early + importance(self, step.to(loss.dtype))[-1] * loss if self.multi_step else loss), aux
 
     def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         now = torch.tensor(self.second_order_from, device=support.x.device)
@@ -166,7 +166,7 @@ def _early(rule: Descent, net: Net, carry: Carry, given: Given, k: Any) -> Tenso
         return carry.early
     (outer,) = given.later
     out, _ = scored(rule.bn, net, rule.weights(given.meta, carry.moving, k), given.support, outer.x)
-    return carry.early + row(importance(rule, given.step), k) * objective(out, outer.y)
+    return carry.early + row(importance(rule, given.step.to(out.dtype)), k) * objective(out, outer.y)
 
 
 def importance(rule: Descent, step: Tensor) -> Tensor:
