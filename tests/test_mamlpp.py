@@ -243,7 +243,8 @@ def test_everything_at_once_has_the_slope_of_its_loss() -> None:
         "batch", rates="per_layer_per_step", multi_step=10, second_order_from=2, bn_weights="per_step", test_steps=2
     )
     meta, stack = algo.init(net, weights, SEED), episodes("mlp-tanh", tasks=1)
-    task = Episode(*(Batch(b.x[0], b.y[0]) for b in (stack.support, stack.query)), stack.index[0])
+    support, query = (Batch(batch.x[0], batch.y[0]) for batch in (stack.support, stack.query))
+    task = Episode(support, query, stack.index[0])
     dice = torch.Generator().manual_seed(5)
     way = {e: {n: torch.randn(v.shape, generator=dice).double() for n, v in g.items()} for e, g in meta.items()}
 
