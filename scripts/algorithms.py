@@ -81,7 +81,7 @@ def run(job: tuple[str, str, int]) -> None:
         text=True,
     )
     said = done.stdout.strip().splitlines()
-    result = next((line.strip(" │") for line in said if "test " in line and "+-" in line), "")
+    result = next((line[1:-1].strip() for line in said if "test " in line and "+-" in line), "")
     print(f"{' '.join(words)}: {result or f'exit {done.returncode}: {done.stderr.strip()[-300:]}'}", flush=True)
 
 

@@ -142,7 +142,8 @@ def distance(a: Meta | Params | Tensor, b: Meta | Params | Tensor) -> float:
     """Of two trees of tensors, relative to the second."""
     x, y = flat(a), flat(b)
     assert x.shape == y.shape
-    return ((x - y).norm() / y.norm()).item() if len(y) else 0.0
+    size = y.norm().item() if len(y) else 0.0
+    return float((x - y).norm().item() / (size or 1.0))
 
 
 def flat(tree: Any) -> Tensor:

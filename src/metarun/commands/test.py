@@ -89,7 +89,7 @@ def _config(about: Mapping[str, Any], words: list[str]) -> RunConfig:
     base = Composed(dict(about["config"]), dict(about["choices"]))
     composed = overlay(base, words)
     task = dict(composed.plain["task"])
-    task["train"] = {name: task[name] for name in ("ways", "shots", "queries")}
+    task["train"] = {name: task[name] for name in ("ways", "shots", "queries", "label_noise")}
     plain = {**composed.plain, "task": task, "track": {"_target_": "metarun.track.jsonl.FilesOnly"}}
     config, trained_on = load(plain, composed.choices), load(base.plain, base.choices)
     if config.kind != trained_on.kind:

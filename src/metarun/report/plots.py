@@ -63,10 +63,12 @@ def curves(metrics_jsonl: Path, out_stem: Path) -> tuple[Path, Path]:
     """Writes PNG and SVG."""
     series = _series(metrics_jsonl)
     measure = "mse" if "val/mse" in series else "acc"
-    with _figure(9.0, 3.6) as figure:
-        left, right = figure.subplots(1, 2)
-        _draw_loss(left, series)
-        _draw_measure(right, series, measure)
+    panels = 2 if "train/loss" in series else 1  # a run of no steps has no loss
+    with _figure(4.5 * panels, 3.6) as figure:
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        if panels == 2:
+            _draw_loss(axes[0], series)
+        _draw_measure(axes[-1], series, measure)
         png, svg = (_save(figure, out_stem.with_name(out_stem.name + ending)) for ending in (".png", ".svg"))
         return png, svg
 
@@ -122,9 +124,7 @@ def _draw_measure(axis: Axes, series: dict[str, tuple[Array, Array]], measure: s
         steps, values = series[f"val/{measure}"]
         axis.plot(steps, values, color=VERMILION, marker="o", markersize=3, label="validation")
         if "val/ci95" in series and len(series["val/ci95"][1]) == len(values):
-            half = series["val/ci95"][1]
-            band = axis.fill_between(steps, values - half, values + half, color=VERMILION, alpha=0.2, label="95 % CI")
-            band.set_linewidth(0)
+            _draw_interval(axis, steps, values, series["val/ci95"][1])
         best = int(np.argmax(values) if measure == "acc" else np.argmin(values))
         label = f"best {100 * values[best]:.2f} %" if measure == "acc" else f"best {values[best]:.4f}"
         axis.plot(steps[best], values[best], "*", color=GREEN, markersize=13, markeredgecolor="white", label=label)
@@ -133,6 +133,16 @@ def _draw_measure(axis: Axes, series: dict[str, tuple[Array, Array]], measure: s
     else:
         _scale(axis, series, (f"train/{measure}", f"val/{measure}"))
     _legend(axis)
+
+
+def _draw_interval(axis: Axes, steps: Array, values: Array, half: Array) -> None:
+    label = "95 % CI"
+    if len(steps) == 1:  # a band would have no width
+        axis.errorbar(steps, values, half, color=VERMILION, alpha=0.5, capsize=6, label=label)
+        axis.set_xticks(steps)
+        return
+    band = axis.fill_between(steps, values - half, values + half, color=VERMILION, alpha=0.2, label=label)
+    band.set_linewidth(0)
 
 
 def _draw_train(axis: Axes, series: dict[str, tuple[Array, Array]], name: str) -> None:

@@ -67,7 +67,8 @@ class Progress:
 
     def validation(self) -> str:
         text = score(self.measure, self.metrics[f"val/{self.measure}"], self.metrics.get("val/ci95"))
-        return f"val {self.measure} {text}" + ("  best so far" if self.best and self.best[1] == self.step else "")
+        leads = self.total_steps and self.best and self.best[1] == self.step
+        return f"val {self.measure} {text}" + ("  best so far" if leads else "")
 
     def _better(self, value: float, than: float) -> bool:
         return value > than if self.measure == "acc" else value < than
@@ -144,7 +145,8 @@ class Console:
         now, progress = time.monotonic(), self._progress
         width = len(str(progress.total_steps))
         parts = [progress.validation()] if validated else [*progress.parts(now), *self._left(now)]
-        return "  ".join([f"step {progress.step:>{width}}/{progress.total_steps}", *parts])
+        at = [f"step {progress.step:>{width}}/{progress.total_steps}"] if progress.total_steps else []
+        return "  ".join([*at, *parts])
 
     def _left(self, now: float) -> list[str]:
         left = self._progress.left_s(now)
@@ -218,7 +220,7 @@ def _rows(summary: Mapping[str, Any], run_dir: Path) -> list[tuple[str, str]]:
     rows += _protocol_rows(summary.get("protocol", {}))
     if "time/total_s" in summary:
         rows.append(("time", clock(summary["time/total_s"])))
-    if "time/tasks_per_s" in summary:
+    if summary.get("time/tasks_per_s"):  # none in a run of no steps
         rows.append(("tasks/s", f"{summary['time/tasks_per_s']:.0f}"))
     rows.append(("run directory", shortest(run_dir)))
     named = (("checkpoint", "best.pt"), ("curves", "curves.png"), ("test episodes", "episodes.png"))
