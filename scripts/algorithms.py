@@ -26,8 +26,8 @@ from metarun.config import load
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "outputs" / "algorithms"
 PAGE = ROOT / "docs" / "algorithms.md"
-WORDS = ("track=local", "eval.every=250", "eval.val_episodes=100", f"out={OUT}")
-GLYPHS, SINE = ("train.steps=500",), ("data=sine", "train.steps=3000", "eval.every=1000")
+WORDS = ("track=local", "eval.val_episodes=100", f"out={OUT.relative_to(ROOT)}")
+GLYPHS, SINE = ("train.steps=300", "eval.every=150"), ("data=sine", "train.steps=2000", "eval.every=1000")
 COLUMNS = {  # column -> (words, seeds)
     "glyphs 5w1s": ((*GLYPHS,), (0, 1)),
     "glyphs 5w5s": ((*GLYPHS, "task=5w5s"), (0,)),
@@ -62,8 +62,8 @@ def command(algo: str, column: str, seed: int) -> list[str]:
 
 
 def wanted(algos: list[str]) -> Iterator[tuple[str, str, int]]:
-    for column, (_, seeds) in COLUMNS.items():
-        for seed in seeds:
+    for seed in sorted({seed for _, seeds in COLUMNS.values() for seed in seeds}):
+        for column in (column for column, (_, seeds) in COLUMNS.items() if seed in seeds):
             yield from ((algo, column, seed) for algo in algos if column != "sine MSE" or "values" in kinds(algo))
 
 
@@ -76,6 +76,7 @@ def run(job: tuple[str, str, int]) -> None:
     words = command(*job)
     done = subprocess.run(
         [Path(sys.executable).with_name("metarun"), *words],
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": THREADS},
         capture_output=True,
         text=True,
