@@ -259,7 +259,7 @@ def test_everything_at_once_has_the_slope_of_its_loss() -> None:
 
 
 def test_the_outer_rate_falls_by_a_cosine() -> None:
-    composed = compose(["algo=mamlpp", "track=local", "train.steps=100"])
+    composed = compose(["algo=mamlpp", "data=omniglot", "track=local", "train.steps=100"])
     config = load(composed.plain, composed.choices)
     rate = Outer(config.schedule, config.optim.values["lr"], 100, None, "value").rate
     for step in (0, 25, 50, 100):

@@ -42,10 +42,10 @@ def per_item(out: Tensor, y: Tensor) -> Tensor:
     return torch.stack([out[i].exp().sum().log() - out[i, label] for i, label in enumerate(y.tolist())])
 
 
-def weighed(theta: Params, losses: Tensor) -> Tensor:
-    hidden = (losses.detach()[:, None] * theta["0.weight"][:, 0] + theta["0.bias"]).clamp(min=0)
+def weights_of(theta: Params, losses: Tensor) -> Tensor:
+    hidden = (losses[:, None] * theta["0.weight"][:, 0] + theta["0.bias"]).clamp(min=0)
     v = 1 / (1 + torch.exp(-(hidden @ theta["1.weight"][0] + theta["1.bias"])))
-    return (v * losses / v.sum()).sum()
+    return v / v.sum()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum_over_ways"])
@@ -55,8 +55,9 @@ def test_two_steps_by_hand(reduction: str) -> None:
     w, theta = leaves["weights"], leaves["weighting"]
     factor = 3 if reduction == "sum_over_ways" else 1
     for _ in range(2):
-        inner = factor * weighed(theta, per_item(forward(w, task.support.x), task.support.y))
-        moves = torch.autograd.grad(inner, list(w.values()), create_graph=True)
+        losses = factor * per_item(forward(w, task.support.x), task.support.y)
+        # The weights stand as constants in the inner gradient, and have one of their own in the outer.
+        moves = torch.autograd.grad(losses, list(w.values()), weights_of(theta, losses), create_graph=True)
         w = {name: value - RATE * move for (name, value), move in zip(w.items(), moves, strict=True)}
     outer = oracle.objective(forward(w, task.query.x), task.query.y)
     gradients = iter(torch.autograd.grad(outer, [v for group in leaves.values() for v in group.values()]))
@@ -98,7 +99,7 @@ def test_an_item_that_weighs_nothing_is_not_there() -> None:
     }
     kept = losses < middle
     assert kept.sum() == 4
-    assert torch.allclose(algo.support_loss({**meta, "weighting": steep}, out, y), losses[kept].mean(), rtol=1e-12)
+    assert torch.allclose(algo.shares({**meta, "weighting": steep}, losses), kept.double() / 4, rtol=1e-12)
 
 
 def test_at_first_equal_losses_weigh_the_same() -> None:

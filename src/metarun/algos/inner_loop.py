@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import vjp
 from torch.nn.functional import cross_entropy, linear, mse_loss
 from torch.utils._pytree import tree_map
 
@@ -97,8 +97,9 @@ class Descent:
     def update(self, meta: Meta, moving: Params, slope: Slope, state: Any) -> tuple[Params, Any]:
         raise NotImplementedError
 
-    def support_loss(self, meta: Meta, out: Tensor, y: Tensor) -> Tensor:
-        return objective(out, y)
+    def shares(self, meta: Meta, losses_S: Tensor) -> Tensor:
+        """Of each item in the support loss; constants for the inner gradient, and learned through the outer one."""
+        return torch.full_like(losses_S, 1 / len(losses_S))
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
         outer = episode.query if self.split == "train_val" else episode.support
@@ -142,20 +143,23 @@ def _head(weights: Params, z: Tensor, _stats: Params) -> tuple[Tensor, Params]:
 def _step(
     rule: Descent, net: Net, forward: Forward, statistics: Statistics, carry: Carry, given: Given, k: Any
 ) -> Carry:
-    def inner_loss(moving: Params, meta: Meta, support: Batch) -> tuple[Tensor, tuple[Tensor, Params]]:
+    moving, meta, support = carry.moving, given.meta, given.support
+    if rule.order == "first":
+        moving, meta, support = tree_map(torch.detach, (moving, meta, support))
+
+    def item_losses(moving: Params) -> tuple[Tensor, Params]:
         out, seen = forward(rule.weights(meta, moving, k), support.x, statistics.use(carry.stats, k))
         scale = out.shape[-1] if rule.loss_reduction == "sum_over_ways" else 1
-        loss = scale * rule.support_loss(meta, out, support.y)
-        return loss, (loss, seen)
+        return scale * objective(out, support.y, "none"), seen
 
-    at = (carry.moving, given.meta, given.support)
-    if rule.order == "first":
-        at = tree_map(torch.detach, at)
-    gradient, (loss, seen) = grad(inner_loss, has_aux=True)(*at)
+    losses_S, pull, seen = cast(Any, vjp(item_losses, moving, has_aux=True))  # typed as if it gave two
+    shares_S = rule.shares(meta, losses_S)
+    (gradient,) = pull(shares_S)
     if rule.order == "second" and rule.second_order_from:
         second = given.step >= rule.second_order_from
         gradient = {name: torch.where(second, value, value.detach()) for name, value in gradient.items()}
-    moving, state = rule.update(given.meta, carry.moving, Slope(gradient, loss, k), carry.state)
+    slope = Slope(gradient, (shares_S * losses_S).sum(), k)
+    moving, state = rule.update(given.meta, carry.moving, slope, carry.state)
     stats = statistics.keep(carry.stats, k, seen or given.seen, net.momentum)
     return Carry(moving, state, stats, _early(rule, net, carry, given, k))
 
@@ -197,11 +201,13 @@ def plain(rate: float, weights: Params, gradient: Params) -> Params:
     return {name: value - rate * gradient[name] for name, value in weights.items()}
 
 
-def objective(out: Tensor, y: Tensor) -> Tensor:
-    if y.is_floating_point():
-        assert out.shape == y.shape, f"outputs {tuple(out.shape)} for targets {tuple(y.shape)}"
-        return mse_loss(out, y)
-    return cross_entropy(out, y)
+def objective(out: Tensor, y: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+    """The loss, or each item's."""
+    if not y.is_floating_point():
+        return cross_entropy(out, y, reduction=reduction)
+    assert out.shape == y.shape, f"outputs {tuple(out.shape)} for targets {tuple(y.shape)}"
+    loss = mse_loss(out, y, reduction=reduction)
+    return loss if reduction == "mean" else loss.flatten(1).mean(dim=1)
 
 
 def measure(loss: Tensor, out: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -3,10 +3,10 @@
     w_k+1 = w_k - alpha * grad sum_i v_i l_i(w_k) / sum_i v_i,   v_i = sigmoid(V(l_i; Theta))
     meta-loss = L(w_K; query)
 
-where l_i is the loss of support item i. As in the paper V takes the loss for a number: no gradient, of w or of theta,
-goes through its input; Theta is learned through what v does to w, which is why `order` must be second. Equal v are
-MAML. In the paper there is one training set with noise and a clean part of it plays the query; here each task is one.
-Where all losses are equal, as under the zero head of a new net, the weights are too: V acts from the second step on.
+where l_i is the loss of support item i. As in the paper v is a constant for the gradient of w. Theta is learned through
+what v does to w, which is why `order` must be second; theta also through the losses that V is given. Equal v are MAML.
+In the paper there is one training set with noise and a clean part of it plays the query; here each task is one. Where
+all losses are equal, as under the zero head of a new net, the weights are too: V acts from the second step on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from metarun.algos import inner_loop
 from metarun.algos.inner_loop import Descent, Slope
@@ -49,7 +48,6 @@ class MetaWeightNet(Descent):
     def update(self, meta: Meta, moving: Params, slope: Slope, state: Any) -> tuple[Params, Any]:
         return inner_loop.plain(self.inner_lr, moving, slope.gradient), state
 
-    def support_loss(self, meta: Meta, out: Tensor, y: Tensor) -> Tensor:
-        loss_S = cross_entropy(out, y, reduction="none")
-        weight_S = torch.sigmoid(dense(meta[WEIGHTING], loss_S.detach().unsqueeze(1)).squeeze(1))
-        return (weight_S * loss_S).sum() / weight_S.sum()
+    def shares(self, meta: Meta, losses_S: Tensor) -> Tensor:
+        v_S = torch.sigmoid(dense(meta[WEIGHTING], losses_S.unsqueeze(1)).squeeze(1))
+        return v_S / v_S.sum()
