@@ -102,3 +102,19 @@ def test_it_is_the_best_checkpoint(alone: Path) -> None:
     torch.save(best, run / "best.pt")
     assert main(["test", str(run), "eval.test_episodes=7"]) == 0
     assert len(set(scores(made_for(run)[0]))) == 1  # a net of zeros guesses one class always
+
+
+def test_a_classifier_of_other_training_classes(alone: Path) -> None:
+    """Its head is of the classes it was trained on; at test a new one is fitted, however many the data has."""
+    run = trained(alone, "algo=baseline", "algo.fit_steps=3")
+    assert main(["test", str(run), "data.train_alphabets=35", "task.ways=6"]) == 0
+    (made,) = made_for(run)
+    assert len(scores(made)) == 6
+
+
+def test_wrong_labels_at_test_alone(alone: Path) -> None:
+    """The value holds although a file that sets it too is named after it."""
+    run = trained(alone)
+    assert main(["test", str(run), "task.label_noise=0.5", "task=5w5s"]) == 0
+    (made,) = made_for(run)
+    assert json.loads((made / "summary.json").read_text())["protocol"]["label_noise"] == 0.5

@@ -85,7 +85,7 @@ def overlay(base: Composed, words: Sequence[str]) -> Composed:
     plain = DictConfig(copy.deepcopy(base.plain))
     OmegaConf.set_struct(plain, True)
     choices = dict(base.choices)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda override: override.key_or_group not in groups()):  # files, then values
         key, value = override.key_or_group, override.value()
         if key in groups() and "/" not in key:
             plain[key] = compose([f"{key}={value}"]).plain[key]

@@ -101,7 +101,10 @@ def _fill(meta: Meta, trained: Meta, config: RunConfig) -> None:
     """The trained values; of a head for more ways than asked, its first rows."""
     for group, params in meta.items():
         for name, value in params.items():
-            value.copy_(_fitting(trained[group][name], value, name, config))
+            if name.startswith("head.") and not config.algo.uses_head:
+                params[name] = trained[group][name].to(value)  # of the training classes, however many they were
+            else:
+                value.copy_(_fitting(trained[group][name], value, name, config))
 
 
 def _fitting(trained: Tensor, wanted: Tensor, name: str, config: RunConfig) -> Tensor:
