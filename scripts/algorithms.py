@@ -27,11 +27,10 @@ ROOT = Path(__file__).parents[1]
 OUT = ROOT / "outputs" / "algorithms"
 PAGE = ROOT / "docs" / "algorithms.md"
 WORDS = ("track=local", "eval.val_episodes=100", f"out={OUT.relative_to(ROOT)}")
-GLYPHS, SINE = ("train.steps=300", "eval.every=150"), ("data=sine", "train.steps=2000", "eval.every=1000")
 COLUMNS = {  # column -> (words, seeds)
-    "glyphs 5w1s": ((*GLYPHS,), (0, 1)),
-    "glyphs 5w5s": ((*GLYPHS, "task=5w5s"), (0,)),
-    "sine MSE": ((*SINE,), (0,)),
+    "glyphs 5w1s": (("train.steps=300", "eval.every=150"), (0, 1)),
+    "glyphs 5w5s": (("task=5w5s", "train.steps=150", "eval.every=75"), (0,)),
+    "sine MSE": (("data=sine", "train.steps=2000", "eval.every=1000"), (0,)),
 }
 WORKERS, THREADS = 2, "1"  # two runs at a time, one thread each
 

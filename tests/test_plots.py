@@ -118,10 +118,18 @@ def test_episodes_of_any_shape_fit_and_repeat(
 def test_regression_does_not_depend_on_the_order_of_the_grid(tmp_path: Path) -> None:
     one = fit()
     mixed = np.random.default_rng(0).permutation(len(one.x_grid))
+    assert one.before_y is not None
     grid = (part[mixed] for part in (one.x_grid, one.true_y, one.before_y, one.after_y))
     first = plots.regression([one], tmp_path / "a.png")
     second = plots.regression([plots.Fit(one.support_x, one.support_y, *grid)], tmp_path / "b.png")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_regression_without_a_curve_before(tmp_path: Path) -> None:
+    known, unknown = fit(), fit()._replace(before_y=None)
+    first = plots.regression([known], tmp_path / "a.png")
+    second = plots.regression([unknown], tmp_path / "b.png")
+    assert first.read_bytes() != second.read_bytes()
 
 
 def test_drawing_in_another_thread_leaves_the_settings_alone(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Fit(NamedTuple):
     support_y: Array
     x_grid: Array
     true_y: Array
-    before_y: Array
+    before_y: Array | None  # None: nothing could be said yet
     after_y: Array
 
 
@@ -237,11 +237,13 @@ def _frames() -> list[Any]:
 
 
 def _draw_fit(axis: Axes, case: Fit, number: int) -> None:
-    flat = Fit(*(np.ravel(part) for part in case))
+    ravelled = (part if part is None else np.ravel(part) for part in case)
+    flat = Fit(*ravelled)  # type: ignore[arg-type]  # mypy does not see which one may be None
     order = np.argsort(flat.x_grid)
     grid = flat.x_grid[order]
     axis.plot(grid, flat.true_y[order], color=GREY, linewidth=3, alpha=0.5, label="truth")
-    axis.plot(grid, flat.before_y[order], color=ORANGE, linestyle="--", label="before adaptation")
+    if flat.before_y is not None:
+        axis.plot(grid, flat.before_y[order], color=ORANGE, linestyle="--", label="before adaptation")
     axis.plot(grid, flat.after_y[order], color=BLUE, label="after adaptation")
     axis.plot(flat.support_x, flat.support_y, "o", color=VERMILION, markeredgecolor="white", label="support")
     axis.set_title(f"test task {number}", fontsize=9)

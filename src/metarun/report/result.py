@@ -62,10 +62,12 @@ def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, p
     truth = tasks.wave(episode.index, x_TQ)
     x = x_TQ[..., None].to(episode.support.x.dtype)
     after = parts.engine.scores(meta, Episode(episode.support, Batch(x, torch.zeros_like(x)), episode.index))
-    with torch.no_grad():
-        before = parts.net(meta["weights"], x[0])[0]
+    before = None
+    if "head.weight" in meta["weights"]:  # without, an answer takes a support set
+        with torch.no_grad():
+            before = _array(parts.net(meta["weights"], x[0])[0].squeeze(-1))
     flat = (_array(v.squeeze(-1)) for v in (episode.support.x, episode.support.y))
-    columns = (*flat, _array(x_TQ), _array(truth), [_array(before.squeeze(-1))] * PICTURED, _array(after.squeeze(-1)))
+    columns = (*flat, _array(x_TQ), _array(truth), [before] * PICTURED, _array(after.squeeze(-1)))
     plots.regression([plots.Fit(*row) for row in zip(*columns, strict=True)], path)
 
 
