@@ -30,7 +30,7 @@ WORDS = ("track=local", "eval.val_episodes=100", f"out={OUT.relative_to(ROOT)}")
 COLUMNS = {  # column -> (words, seeds)
     "glyphs 5w1s": (("train.steps=300", "eval.every=150"), (0, 1)),
     "glyphs 5w5s": (("task=5w5s", "train.steps=150", "eval.every=75"), (0,)),
-    "sine MSE": (("data=sine", "train.steps=2000", "eval.every=1000"), (0,)),
+    "sine MSE": (("data=sine", "train.steps=1000", "eval.every=500"), (0,)),
 }
 WORKERS, THREADS = 2, "1"  # two runs at a time, one thread each
 
@@ -69,6 +69,11 @@ def wanted(algos: list[str]) -> Iterator[tuple[str, str, int]]:
 def kinds(algo: str) -> frozenset[str]:
     composed = compose([f"algo={algo}", "track=local"])
     return load(composed.plain, composed.choices).algo.kinds
+
+
+def finished(words: list[str]) -> bool:
+    composed = compose(words)
+    return (ROOT / load(composed.plain, composed.choices).folder / "summary.json").exists()
 
 
 def run(job: tuple[str, str, int]) -> None:
@@ -146,7 +151,8 @@ def floor(task: str) -> float:
 
 
 def main(algos: list[str]) -> None:
-    jobs = list(wanted(algos or names()))
+    jobs = [job for job in wanted(algos or names()) if not finished(command(*job))]
+    print(f"{len(jobs)} runs to make", flush=True)
     with ThreadPoolExecutor(WORKERS) as workers:
         for _ in workers.map(run, jobs):
             pass
