@@ -14,6 +14,7 @@ from metarun.compose import compose
 from metarun.config import load
 from metarun.types import Aux, Episode, Meta
 from runs import TINY, only_run
+from test_contract import NAMES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,12 +27,12 @@ def step(algo: str, device: str, engine: str) -> tuple[Episode, Meta, Aux]:
     config = load(composed.plain, composed.choices)
     parts = assemble.prepare(config, lambda _: None)
     meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
-    episode = parts.data.tasks("train", config.task.train, seed=0)(torch.arange(4))
+    episode = assemble.train_tasks(config, parts.data)(torch.arange(4))
     return episode, *parts.engine.meta_grad(meta, episode, 0)
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
-@pytest.mark.parametrize("algo", ["maml", "fomaml", "anil", "metasgd", "protonet"])
+@pytest.mark.parametrize("algo", NAMES)
 def test_gpu_equals_cpu(algo: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assemble, "DTYPE", torch.float64)
     episode, grads, aux = step(algo, "cuda", engine)
