@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from metarun import __version__
@@ -15,6 +16,7 @@ VERBS = {
     "show": "print the composed, checked configuration and where each value comes from; run nothing",
     "test": "RUN_DIR: meta-test the run's best checkpoint again, with other episodes, tasks or data",
 }
+HELP_WIDTH = 100  # columns
 
 USAGE = """\
 metarun: meta-learning experiments. Composes data, N-way/K-shot task, algorithm, model and optimizer
@@ -121,5 +123,11 @@ def usage() -> str:
     verbs = "\n".join(f"  {name:<13} {text}" for name, text in VERBS.items())
     shown = {group: names for group, names in groups().items() if "/" not in group and group not in HIDDEN}
     shown |= {group: names for group, names in groups().items() if "/" in group}
-    lines = [f"  {group:<13} {'  '.join(names)}" for group, names in shown.items()]
+    lines = [_listed(f"  {group:<13} ", names) for group, names in shown.items()]
     return USAGE.format(verbs=verbs, groups="\n".join(lines))
+
+
+def _listed(head: str, names: list[str]) -> str:
+    return textwrap.fill(
+        "  ".join(names), HELP_WIDTH, break_on_hyphens=False, initial_indent=head, subsequent_indent=" " * len(head)
+    )
