@@ -30,7 +30,7 @@ WORDS = ("track=local", "eval.val_episodes=100", f"out={OUT.relative_to(ROOT)}")
 COLUMNS: dict[str, tuple[tuple[str, ...], int, tuple[int, ...]]] = {  # column -> (words, meta-steps, seeds)
     "glyphs 5w1s": ((), 300, (0, 1)),
     "glyphs 5w5s": (("task=5w5s",), 150, (0,)),
-    "sine MSE": (("data=sine",), 1000, (0,)),
+    "sine MSE": (("data=sine",), 500, (0,)),
 }
 LONGER = {("cavia", "glyphs 5w5s"): 600, ("snail", "glyphs 5w5s"): 600, ("cnp", "glyphs 5w5s"): 300}  # slow learners
 WORKERS, THREADS = 2, "1"  # two runs at a time, one thread each
