@@ -25,7 +25,7 @@ run: $(STAMP)  ## meta-train, -validate and -test MAML on the built-in character
 	@$(BIN)/metarun $(ARGS)
 
 test: $(STAMP)  ## the tests (make test ARGS="-k engines")
-	@echo "The tests, on two processes (two to three minutes)"
+	@echo "The tests, on two processes (four to five minutes)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: lint types test  ## what must hold before a change lands: lint, types, tests
