@@ -36,7 +36,7 @@ CASES = [
     (["task=5w1"], ["task=5w1", "did you mean 5w1s"]),
     (["task.ways=0"], ["task.ways=0", "at least 1"]),
     (["task.ways=5000"], ["ways=5000", "classes; use at most"]),
-    (["task.shots=18", "task.queries=3"], ["shots=18", "queries=3", "20 images", "shots + queries <= 20"]),
+    (["task.shots=18", "task.queries=3"], ["shots=18", "queries=3", "20 items", "shots + queries <= 20"]),
     (["task.train.ways=7"], ["task.train.ways=7", "task.ways=5", "make them equal"]),
     (["algo.steps=0"], ["algo.steps=0", "at least 1"]),
     (["algo.inner_lr=-1"], ["algo.inner_lr=-1", "above 0"]),

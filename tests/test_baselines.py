@@ -18,12 +18,12 @@ from metarun.algos.inner_loop import minibatch
 from metarun.cli import main
 from metarun.compose import compose
 from metarun.config import load
-from metarun.data.tasks import TaskShape
 from metarun.engine.unroll import unroll_graph
 from metarun.engine.vmap import Vmap
 from metarun.errors import ConfigError
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
 from runs import TINY, only_run
+from shapes import shape
 from small import MODELS, SEED, SHOTS, WAYS, distance, episodes, flat, grown, network
 from test_tasks import IMAGES, opened
 
@@ -199,8 +199,7 @@ def test_scratch_has_nothing_to_learn() -> None:
 
 def test_a_batch_has_the_images_of_its_labels() -> None:
     data = opened("all")
-    shape = TaskShape(5, 2, 3, 0.0)
-    episode = data.batches(shape, seed=4)(torch.arange(60))
+    episode = data.batches(shape(5, 2, 3), seed=4)(torch.arange(60))
     x, y = (torch.cat(both, dim=1) for both in zip(episode.support, episode.query, strict=True))
     assert (episode.support.y.shape, episode.query.y.shape, y.dtype) == ((60, 10), (60, 15), torch.int64)
     assert set(y.flatten().tolist()) == set(range(len(data.classes["train"])))
@@ -209,7 +208,7 @@ def test_a_batch_has_the_images_of_its_labels() -> None:
     for picture, label in zip(byte.flatten(0, 1), y.flatten(), strict=True):
         number, turns = data.classes["train"][label].tolist()
         image = int(picture[0, 2, 3]) - number * IMAGES
-        assert torch.equal(picture, torch.rot90(data.store[number, image].long(), turns, dims=(1, 2)))
+        assert torch.equal(picture, torch.rot90(data.items[data.first[number] + image].long(), turns, dims=(1, 2)))
         drawn[label, image] += 1
     assert chi_square(drawn.sum(1)) < 3.5
     assert chi_square(drawn.sum(0)) < 3.5
@@ -217,13 +216,13 @@ def test_a_batch_has_the_images_of_its_labels() -> None:
 
 
 def test_a_batch_is_the_same_in_every_company() -> None:
-    make = opened("all").batches(TaskShape(3, 1, 2, 0.0), seed=4)
+    make = opened("all").batches(shape(3, 1, 2), seed=4)
     together = make(torch.arange(40))
     for i in (0, 17, 39):
         alone = make(torch.tensor([i]))
         for part in range(2):
             assert all(torch.equal(a[0], b[i]) for a, b in zip(alone[part], together[part], strict=True))
-    other = opened("all").batches(TaskShape(3, 1, 2, 0.0), seed=5)(torch.arange(40))
+    other = opened("all").batches(shape(3, 1, 2), seed=5)(torch.arange(40))
     assert not torch.equal(other.query.y, together.query.y)
 
 

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from metarun.data.pool import Pool
 from metarun.data.sources.glyphs import Draws, Glyphs
 from metarun.data.sources.pen import JOINTS, Strokes, curve, ink, string
+from shapes import cube
 
 CONF = Path(__file__).parents[1] / "conf/data/glyphs.yaml"
 WORLD = "46e9fe3244b0a8c6"  # as drawn by numpy 1.26 and 2.4, with AVX and without; a new world needs a new RECIPE
@@ -30,7 +31,7 @@ start = time.process_time()
 from metarun.data.sources.glyphs import Glyphs
 values = OmegaConf.to_container(OmegaConf.load(sys.argv[1]))
 del values["_target_"]
-images = Glyphs(**values).load(lambda line: None).images
+images = Glyphs(**values).load(lambda line: None).items
 print(hashlib.sha256(images.tobytes()).hexdigest(), time.process_time() - start, "torch" in sys.modules)
 """
 
@@ -49,6 +50,10 @@ def small(**changed: Any) -> Glyphs:
     return glyphs(**{"train_alphabets": 2, "val_alphabets": 1, "test_alphabets": 1, "characters": 5, **changed})
 
 
+def paged(source: Glyphs) -> NDArray[np.uint8]:
+    return cube(source.load(silent))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path))
@@ -62,7 +67,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 
 def test_two_processes_draw_the_same_world_within_five_seconds_and_without_torch(pool: Pool, tmp_path: Path) -> None:
-    expected = hashlib.sha256(pool.images.tobytes()).hexdigest()
+    expected = hashlib.sha256(pool.items.tobytes()).hexdigest()
     assert expected.startswith(WORLD)
     for name in ("first", "second"):  # each with an empty cache, so each draws
         environment = os.environ | {"METARUN_CACHE": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
@@ -77,7 +82,7 @@ def test_two_processes_draw_the_same_world_within_five_seconds_and_without_torch
 def test_alphabets_do_not_straddle_splits(pool: Pool) -> None:
     source = glyphs()
     assert {split: len(classes) for split, classes in pool.splits.items()} == source.counts()
-    assert pool.images.shape[:2] == (sum(source.counts().values()), source.images_per_class)
+    assert cube(pool).shape[:2] == (sum(source.counts().values()), source.images_per_class)
     alphabets = {split: {pool.names[c].split("/")[0] for c in classes} for split, classes in pool.splits.items()}
     assert sum(len(found) for found in alphabets.values()) == len(set().union(*alphabets.values())) >= 20
     assert sum(source.counts().values()) >= 500
@@ -89,7 +94,7 @@ def test_raw_pixels_do_not_solve_it(pool: Pool) -> None:
     hits: list[float] = []
     for _ in range(1000):
         classes = draw.choice(pool.splits["test"], 5, replace=False)
-        rows = np.stack([pool.images[c, draw.permutation(pool.images.shape[1])[:6], 0] for c in classes])
+        rows = np.stack([cube(pool)[c, draw.permutation(cube(pool).shape[1])[:6], 0] for c in classes])
         flat = rows.reshape(5, 6, -1).astype(np.float32)
         support, query = flat[:, 0], flat[:, 1:].reshape(25, 1, -1)
         nearest = ((query - support) ** 2).sum(axis=-1).argmin(axis=1)
@@ -98,7 +103,7 @@ def test_raw_pixels_do_not_solve_it(pool: Pool) -> None:
 
 
 def test_no_two_drawings_are_alike_and_no_ink_is_cut_off(pool: Pool) -> None:
-    images = pool.images[:, :, 0]
+    images = cube(pool)[:, :, 0]
     assert (
         len({image.tobytes() for image in images.reshape(-1, *images.shape[2:])}) == images.shape[0] * images.shape[1]
     )
@@ -109,7 +114,7 @@ def test_no_two_drawings_are_alike_and_no_ink_is_cut_off(pool: Pool) -> None:
 
 def test_edges_are_anti_aliased(pool: Pool) -> None:
     """Of the inked pixels of thin lines most are neither black nor white, at all levels."""
-    inked = pool.images[pool.images > 0]
+    inked = cube(pool)[cube(pool) > 0]
     levels = np.bincount(inked, minlength=256)[1:]
     assert (levels > 0).all()
     assert levels[:254].sum() / levels.sum() > 0.4
@@ -127,7 +132,7 @@ def between_to_within(values: NDArray[np.float64]) -> float:
 
 def test_drawers_have_a_pen_and_a_slant_of_their_own(pool: Pool) -> None:
     source = glyphs()
-    page = pool.images[-source.characters :, :, 0].astype(np.float64) / 255
+    page = cube(pool)[-source.characters :, :, 0].astype(np.float64) / 255
     y, x = (axis - (source.size - 1) / 2 for axis in np.mgrid[: source.size, : source.size])
     total = page.sum(axis=(2, 3))
     mx, my = (page * x).sum(axis=(2, 3)) / total, (page * y).sum(axis=(2, 3)) / total
@@ -140,9 +145,9 @@ def test_drawers_have_a_pen_and_a_slant_of_their_own(pool: Pool) -> None:
 
 
 def test_worlds_differ_and_grow_without_changing() -> None:
-    first, other = small().load(silent).images, small(world=2).load(silent).images
+    first, other = paged(small()), paged(small(world=2))
     assert not any(np.array_equal(mine, yours) for mine in first for yours in other)
-    larger = small(train_alphabets=4).load(silent).images
+    larger = paged(small(train_alphabets=4))
     assert np.array_equal(larger[: len(first)], first)
 
 
@@ -153,12 +158,12 @@ def test_what_does_not_change_the_images_does_not_draw_them_again(tmp_path: Path
 
 
 def test_invert_is_the_negative() -> None:
-    assert np.array_equal(small(invert=True).load(silent).images, 255 - small().load(silent).images)
+    assert np.array_equal(paged(small(invert=True)), 255 - paged(small()))
 
 
 def test_normalisation_in_the_file_is_that_of_the_training_images(pool: Pool) -> None:
     source = glyphs()
-    train = pool.images[list(pool.splits["train"])] / np.float32(255)
+    train = cube(pool)[list(pool.splits["train"])] / np.float32(255)
     assert abs(train.mean() - source.mean) < 0.001
     assert abs(train.std() - source.std) < 0.001
 
@@ -190,7 +195,7 @@ def test_impossible_values_are_named(changed: dict[str, Any], words: str) -> Non
 
 @pytest.mark.parametrize("size", [8, 14, 28, 56])
 def test_other_sizes(size: int) -> None:
-    assert small(size=size, shift=20.0).load(silent).images.shape == (20, 20, 1, size, size)
+    assert paged(small(size=size, shift=20.0)).shape == (20, 20, 1, size, size)
 
 
 def test_bell_has_the_moments_it_states() -> None:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from metarun.compose import compose
 from metarun.config import RunConfig, load
-from metarun.data.tasks import SPLITS, TaskShape
+from metarun.data.tasks import SPLITS
 from metarun.errors import ConfigError
 from metarun.types import Episode, Split
+from shapes import shape
 from test_tasks import opened
 
 WAYS, SHOTS = 5, 4
@@ -19,8 +20,7 @@ TASKS = 2000
 
 
 def drawn(noise: float, index: Tensor, split: Split = "train", seed: int = 3) -> Episode:
-    shape = TaskShape(WAYS, SHOTS, 2, noise)
-    return opened().tasks(split, shape, seed)(index)
+    return opened().tasks(split, shape(WAYS, SHOTS, 2, noise), seed)(index)
 
 
 def configured(*words: str) -> RunConfig:
@@ -66,8 +66,8 @@ def test_a_wrong_label_is_any_of_the_others() -> None:
 def test_two_ways_leave_no_choice() -> None:
     index = torch.arange(200)
     data = opened()
-    noisy = data.tasks("train", TaskShape(2, 3, 1, 0.5), 0)(index).support.y
-    clean = data.tasks("train", TaskShape(2, 3, 1, 0.0), 0)(index).support.y
+    noisy = data.tasks("train", shape(2, 3, 1, 0.5), 0)(index).support.y
+    clean = data.tasks("train", shape(2, 3, 1), 0)(index).support.y
     assert torch.equal(noisy[noisy != clean], 1 - clean[noisy != clean])
 
 

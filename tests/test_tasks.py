@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from metarun.data.classes import ClassData, open_classes
+from metarun.data.episodes import ClassTasks
 from metarun.data.pool import Pool, make_pool
 from metarun.data.sources.sine import Sine, SineTasks
-from metarun.data.tasks import SPLITS, ImageData, ImageTasks, TaskShape, open_images
+from metarun.data.tasks import SPLITS
 from metarun.types import Split
+from shapes import shape
 
 CPU = torch.device("cpu")
 CLASSES, IMAGES, SIZE = 30, 8, 6
@@ -36,19 +39,21 @@ class Source:
             "val": tuple(numbers[15:20]),
             "test": tuple(numbers[20:]),
         }
-        return make_pool(images, tuple(f"c{i}" for i in numbers), splits)
+        rows = images.reshape(-1, 1, SIZE, SIZE)
+        return make_pool(rows, (IMAGES,) * CLASSES, tuple(f"c{i}" for i in numbers), splits)
 
 
-def opened(rotations: str = "none") -> ImageData:
-    return open_images(Source(rotations), CPU, torch.float64, lambda _: None)  # type: ignore[arg-type]  # a made-up source
+def opened(rotations: str = "none") -> ClassData:
+    return open_classes(Source(rotations), CPU, torch.float64, lambda _: None)  # type: ignore[arg-type]  # a made-up source
 
 
-def codes(data: ImageData, x: torch.Tensor) -> torch.Tensor:
+def codes(data: ClassData, x: torch.Tensor) -> torch.Tensor:
     """Back to the byte in the middle of each image."""
     return ((x * data.std + data.mean) * 255).round()[..., 0, SIZE // 2, SIZE // 2].long()
 
 
-SHAPE = TaskShape(ways=5, shots=2, queries=3, label_noise=0.0)
+SHAPE = shape(5, 2, 3)
+WAYS, SHOTS, QUERIES = 5, 2, 3
 
 
 def test_a_task_is_the_same_in_every_company() -> None:
@@ -69,11 +74,11 @@ def test_classes_are_of_the_split_and_images_are_used_once(split: Split) -> None
     for t in range(200):
         support, query = codes(data, episode.support.x[t]), codes(data, episode.query.x[t])
         drawn = torch.cat([support, query])
-        assert len(set(drawn.tolist())) == SHAPE.ways * (SHAPE.shots + SHAPE.queries)
-        of_label = (support // IMAGES).view(SHAPE.ways, SHAPE.shots)
+        assert len(set(drawn.tolist())) == WAYS * (SHOTS + QUERIES)
+        of_label = (support // IMAGES).view(WAYS, SHOTS)
         assert (of_label == of_label[:, :1]).all()
-        assert (query // IMAGES).view(SHAPE.ways, SHAPE.queries).eq(of_label[:, :1]).all()
-        assert len(set(of_label[:, 0].tolist())) == SHAPE.ways
+        assert (query // IMAGES).view(WAYS, QUERIES).eq(of_label[:, :1]).all()
+        assert len(set(of_label[:, 0].tolist())) == WAYS
         seen |= set((drawn // IMAGES).tolist())
     assert seen == allowed
 
@@ -93,8 +98,9 @@ def test_splits_and_seeds_draw_differently() -> None:
 def test_normalisation_is_that_of_the_source() -> None:
     data = opened()
     tasks = data.tasks("test", SHAPE, seed=0)
-    assert isinstance(tasks, ImageTasks)
-    number, _, image = tasks.pick(torch.arange(4))
+    assert isinstance(tasks, ClassTasks)
+    number = data.classes["test"][tasks.pick_classes(torch.arange(4), WAYS)][..., 0]
+    image = tasks.pick_items(torch.arange(4), number, SHOTS + QUERIES)
     x = tasks(torch.arange(4)).support.x[:, 0, 0, 3, 3]
     byte = (number[:, 0] * IMAGES + image[:, 0, 0]).double()
     assert torch.allclose(x, (byte / 255 - 0.25) / 0.5, rtol=0, atol=1e-15)
@@ -111,14 +117,15 @@ def test_rotations_make_classes(rotations: str, turned: tuple[Split, ...]) -> No
 
 def test_a_turned_class_is_turned_by_quarters() -> None:
     data = opened("all")
-    tasks = data.tasks("train", TaskShape(8, 1, 1, 0.0), seed=0)
-    assert isinstance(tasks, ImageTasks)
-    number, turn, image = tasks.pick(torch.arange(20))
+    tasks = data.tasks("train", shape(8, 1, 1), seed=0)
+    assert isinstance(tasks, ClassTasks)
+    number, turn = data.classes["train"][tasks.pick_classes(torch.arange(20), 8)].unbind(-1)
+    image = tasks.pick_items(torch.arange(20), number, 2)
     x = tasks(torch.arange(20)).support.x
     assert set(turn.flatten().tolist()) == {0, 1, 2, 3}
     for t in range(20):
         for way in range(8):
-            stored = data.store[number[t, way], image[t, way, 0]]
+            stored = data.items[data.first[number[t, way]] + image[t, way, 0]]
             expected = torch.rot90(stored, int(turn[t, way]), dims=(-2, -1))
             assert torch.equal(((x[t, way] * 0.5 + 0.25) * 255).round().byte(), expected)
 
@@ -126,7 +133,7 @@ def test_a_turned_class_is_turned_by_quarters() -> None:
 def test_sine_is_the_curve_it_says() -> None:
     source = Sine((0.1, 5.0), (0.0, math.pi), (-5.0, 5.0))
     data = source.open(CPU, torch.float64)
-    tasks = data.tasks("train", TaskShape(1, 10, 10, 0.0), seed=0)
+    tasks = data.tasks("train", shape(1, 10, 10), seed=0)
     assert isinstance(tasks, SineTasks)
     episode = tasks(torch.arange(500))
     x, y = episode.support.x[..., 0], episode.support.y[..., 0]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from metarun.config import RunConfig, check_room
+from metarun.data.classes import open_classes
+from metarun.data.mixture import Mixture, open_mixture
 from metarun.data.pool import DataError
-from metarun.data.tasks import SPLITS, Data, ImageData, Tasks, open_images
+from metarun.data.tasks import SPLITS, Classes, Data, Tasks
 from metarun.errors import ConfigError
 from metarun.models.functional import assemble as assemble_net
 from metarun.types import Engine, Meta, Net
@@ -37,18 +39,23 @@ def open_data(config: RunConfig, say: Callable[[str], None]) -> Data:
         if config.kind == "values":
             data: Data = config.data.open(config.device, DTYPE)  # type: ignore[union-attr]  # kind tells the sources apart
         else:
-            data = open_images(config.data, config.device, DTYPE, say)  # type: ignore[arg-type]  # as above
+            data = open_labelled(config, say)
     except DataError as error:
         raise ConfigError(f"data={config.choices['data']}: {error}") from error
     return data
 
 
+def open_labelled(config: RunConfig, say: Callable[[str], None]) -> Classes:
+    source, device, augment = config.data, config.device, config.augment
+    if isinstance(source, Mixture):
+        return open_mixture(source, device, DTYPE, say, augment)
+    return open_classes(source, device, DTYPE, say, augment, config.choices["data"])  # type: ignore[arg-type]  # as above
+
+
 def assemble(config: RunConfig, data: Data) -> Parts:
-    outputs = config.task.train.ways if config.kind == "classes" else 1
+    outputs = config.task.train.ways_span[1] if config.kind == "classes" else 1
     if config.algo.trains_on == "batches":
-        classes = data.room("train").classes
-        assert classes is not None, f"batches of {config.kind}"
-        outputs = classes
+        outputs = cast(Classes, data).training_classes
     try:
         net, weights = assemble_net(config.model.path, dict(config.model.values), data.item, outputs, config.seed)
     except ValueError as error:
@@ -68,6 +75,6 @@ def assemble(config: RunConfig, data: Data) -> Parts:
 
 def train_tasks(config: RunConfig, data: Data) -> Tasks:
     if config.algo.trains_on == "batches":
-        assert isinstance(data, ImageData), f"batches of {config.kind}"
-        return data.batches(config.task.train, config.seed)
+        assert config.kind == "classes", f"batches of {config.kind}"
+        return cast(Classes, data).batches(config.task.train, config.seed)
     return data.tasks("train", config.task.train, config.seed)

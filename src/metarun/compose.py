@@ -40,7 +40,8 @@ class Composed(NamedTuple):
 def compose(words: Sequence[str]) -> Composed:
     """One configuration; a mistake in the words is a ConfigError."""
     with _session(), _explained(words):
-        return _alone(hydra_compose(ROOT, overrides=list(words), return_hydra_config=True))
+        composed = _alone(hydra_compose(ROOT, overrides=list(words), return_hydra_config=True))
+    return _with_sources(composed, words)
 
 
 def sources(words: Sequence[str]) -> list[tuple[str, Path]]:
@@ -65,12 +66,12 @@ def sweep(words: Sequence[str], job: Callable[[Composed, int, int], None], check
         with _explained(words):
             planned = _planned(hydra, words)
         for one in planned or []:
-            check(one)
+            check(_with_sources(one, words))
         total = len(planned) if planned else 0
         count = itertools.count(1)
 
         def task(config: DictConfig) -> None:
-            job(_composed(config, HydraConfig.get().runtime.choices), next(count), total)
+            job(_with_sources(_composed(config, HydraConfig.get().runtime.choices), words), next(count), total)
 
         hydra.multirun(ROOT, task, list(words), with_log_configuration=False)
     finally:
@@ -88,13 +89,14 @@ def overlay(base: Composed, words: Sequence[str]) -> Composed:
     for override in sorted(overrides, key=lambda override: override.key_or_group not in groups()):  # files, then values
         key, value = override.key_or_group, override.value()
         if key in groups() and "/" not in key:
-            plain[key] = compose([f"{key}={value}"]).plain[key]
+            with open_dict(plain):
+                plain[key] = compose([f"{key}={value}"]).plain[key]
             choices[key] = str(value)
             continue
         if OmegaConf.select(plain, key, default=_MISSING) is _MISSING:
             raise ConfigError(unknown_key(key))
         OmegaConf.update(plain, key, value)
-    return _composed(plain, choices)
+    return _with_sources(_composed(plain, choices), words)
 
 
 def complete(words: Sequence[str]) -> None:
@@ -125,6 +127,16 @@ def _alone(config: DictConfig) -> Composed:
     return _composed(config, choices)
 
 
+def _with_sources(composed: Composed, words: Sequence[str]) -> Composed:
+    """A mixture names its data sets; here each name becomes that data set's own values."""
+    named = composed.plain.get("data", {}).get("sources")
+    if not isinstance(named, list):
+        return composed
+    places = [word for word in words if word.startswith("hydra.searchpath=")]
+    sources = {name: compose([f"data={name}", *places]).plain["data"] for name in named}
+    return composed._replace(plain={**composed.plain, "data": {**composed.plain["data"], "sources": sources}})
+
+
 def _composed(config: DictConfig, choices: Mapping[Any, Any]) -> Composed:
     chosen = {str(group): str(name) for group, name in choices.items() if name and not str(group).startswith("hydra/")}
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -134,9 +146,13 @@ def _composed(config: DictConfig, choices: Mapping[Any, Any]) -> Composed:
 
 @contextmanager
 def _session() -> Iterator[None]:
+    before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), job_name="metarun", version_base=VERSION):
-        yield
+    try:
+        with initialize_config_dir(str(conf_dir()), job_name="metarun", version_base=VERSION):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 @contextmanager

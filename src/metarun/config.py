@@ -6,13 +6,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
-from metarun.data.tasks import Data, FunctionSource, ImageSource, TaskShape
+from metarun.data.augment import Augment
+from metarun.data.fit import check_fit, check_plain
+from metarun.data.mixture import Mixture
+from metarun.data.tasks import ClassSampler, ClassSource, Data, FunctionSource, Span, TaskShape, shape_name, shown
 from metarun.errors import ConfigError
 from metarun.models.functional import quiet_import
 from metarun.schedule import Schedule
@@ -26,21 +29,22 @@ UNSIGNED = ("seed", "device", "track", "out")  # what may differ between runs of
 
 @dataclass(frozen=True)
 class TaskConfig:
-    ways: int
-    shots: int
+    ways: Span
+    shots: Span
     queries: int
     label_noise: float
+    imbalance: int
+    sampler: ClassSampler
     train: TaskShape
 
     def __post_init__(self) -> None:
-        for prefix, shape in (("", self.test), ("train.", self.train)):
-            for name in ("ways", "shots", "queries"):
-                _at_least(1, f"{prefix}{name}", getattr(shape, name))
-            _check_noise(prefix, shape)
+        self.test.check("")
+        self.train.check("train.")
 
     @property
     def test(self) -> TaskShape:
-        return TaskShape(self.ways, self.shots, self.queries, self.label_noise)
+        shared = (self.ways, self.shots, self.queries, self.label_noise, self.imbalance, self.sampler)
+        return TaskShape(*shared, tasks=None, order="cyclic")
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Call:
 
 @dataclass(frozen=True)
 class RunConfig:
-    data: ImageSource | FunctionSource
+    data: ClassSource | FunctionSource | Mixture
+    augment: Augment | None
     task: TaskConfig
     algo: Algorithm
     model: Call
@@ -116,12 +121,14 @@ class RunConfig:
         """What makes an experiment: not where it runs, nor where its data lies."""
         kept = {name: value for name, value in plain.items() if name not in UNSIGNED}
         places = getattr(type(self.data), "places", ())
-        return {**kept, "data": {name: value for name, value in kept["data"].items() if name not in places}}
+        data = {name: value for name, value in kept["data"].items() if name not in places}
+        identity = getattr(self.data, "identity", None)  # of the user's own data: what is in it, wherever it lies
+        return {**kept, "data": {**data, "content": identity()} if identity else data}
 
     @property
     def experiment(self) -> str:
         chosen = self.choices.get("experiment")
-        shape = f"{self.task.ways}w{self.task.shots}s" if self.kind == "classes" else f"k{self.task.shots}"
+        shape = shape_name(self.task.test) if self.kind == "classes" else f"k{self.task.shots}"
         return _file_name(chosen or f"{self.choices['data']}-{shape}")
 
     @property
@@ -135,7 +142,7 @@ class RunConfig:
 
 def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
     """Every value typed and checked as far as no data is needed."""
-    known = ("data", "task", "algo", "model", "optim", "engine", "train", "eval", "track", "seed", "device", "out")
+    known = [field.name for field in fields(RunConfig) if field.name not in ("schedule", "choices", "plain")]
     extra = [name for name in plain if name not in known]
     if extra:
         raise ConfigError(f"{extra[0]}: unknown key (known: {', '.join(known)})")
@@ -149,7 +156,8 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
             f"optim.schedule={schedule}: is a group of values; choose a file by optim/schedule={schedule}"
         )
     config = RunConfig(
-        data=_target(plain, "data"),
+        data=_data(plain),
+        augment=_augment(plain),
         task=build(TaskConfig, plain.get("task"), "task"),
         algo=_target(plain, "algo"),
         model=_model(_group(plain, "model")),
@@ -172,19 +180,10 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
 def check_room(config: RunConfig, data: Data, splits: Sequence[Split]) -> None:
     """Whether each split can hold the tasks asked of it."""
     for split in splits:
-        prefix = "task.train" if split == "train" else "task"
-        shape = config.task.train if split == "train" else config.task.test
-        room = data.room(split)
-        if room.classes is not None and shape.ways > room.classes:
-            raise ConfigError(
-                f"{prefix}.ways={shape.ways}: the {split} split has {room.classes} classes; use at most {room.classes}"
-            )
-        needed = shape.shots + shape.queries
-        if room.images is not None and needed > room.images:
-            raise ConfigError(
-                f"{prefix}.shots={shape.shots}, {prefix}.queries={shape.queries}: a class of the {split} split has "
-                f"{room.images} images; use shots + queries <= {room.images}"
-            )
+        if split == "train":
+            check_fit("task.train", config.task.train, split, data.room(split))
+        else:
+            check_fit("task", config.task.test, split, data.room(split))
 
 
 def _check_match(config: RunConfig) -> None:
@@ -194,18 +193,46 @@ def _check_match(config: RunConfig) -> None:
         raise ConfigError(
             f"algo={name}: is meant for {meant}, data={data} has {config.kind}; choose another of the two"
         )
-    if config.kind == "values" and (config.task.label_noise or config.task.train.label_noise):
-        raise ConfigError(f"task.label_noise={config.task.label_noise}: data={data} has no labels; set it to 0.0")
     if config.algo.trains_on == "nothing" and config.train.steps:
         raise ConfigError(f"train.steps={config.train.steps}: algo={name} learns nothing before the test; set it to 0")
     if config.algo.trains_on != "nothing" and not config.train.steps:
         raise ConfigError(f"train.steps=0: algo={name} has to learn; need at least 1")
-    ways, train_ways = config.task.ways, config.task.train.ways
+    for prefix, shape in (("task", config.task.test), ("task.train", config.task.train)):
+        if config.kind == "values":
+            check_plain(prefix, shape, data)
+        if config.algo.uses_head and not isinstance(shape.ways, int):
+            raise ConfigError(
+                f"{prefix}.ways={shown(shape.ways)}: algo={name} learns a head for one number of ways; give one, "
+                "or use protonet"
+            )
+    ways, train_ways = shown(config.task.ways), shown(config.task.train.ways)
     if config.algo.uses_head and ways != train_ways:
         raise ConfigError(
             f"task.train.ways={train_ways}: algo={name} learns a head for one number of ways and is tested at "
             f"task.ways={ways}; make them equal, or use protonet"
         )
+
+
+def _data(plain: Mapping[str, Any]) -> Any:
+    """A source; of a mixture the sources in it are built first."""
+    spec = _group(plain, "data")
+    if target_class(spec, "data") is not Mixture:
+        return _target(plain, "data")
+    named = spec.get("sources")
+    if not isinstance(named, Mapping):
+        raise ConfigError(f"data.sources={named}: name data sets, as in data.sources=[glyphs,omniglot]")
+    built: dict[str, Any] = {}
+    for name, member in named.items():
+        key = f"data.sources.{name}"
+        built[name] = build(target_class(member, key), member, key)
+        if built[name].kind != "classes":
+            raise ConfigError(f"{key}: has {built[name].kind}; a mixture is of data sets with classes")
+    return build(Mixture, {**spec, "sources": built}, "data")
+
+
+def _augment(plain: Mapping[str, Any]) -> Augment | None:
+    augment = build(Augment, _group(plain, "augment"), "augment")
+    return None if augment.idle else augment
 
 
 def _target(plain: Mapping[str, Any], key: str) -> Any:
@@ -261,13 +288,6 @@ def _device(value: object) -> torch.device:
 def _at_least(low: int, name: str, value: int, why: str = "") -> None:
     if value < low:
         raise ValueError(f"{name}={value}: need at least {low}{why}")
-
-
-def _check_noise(prefix: str, shape: TaskShape) -> None:
-    if not 0 <= shape.label_noise < 1:
-        raise ValueError(f"{prefix}label_noise={shape.label_noise}: is a probability; use 0 <= label_noise < 1")
-    if shape.label_noise and shape.ways == 1:
-        raise ValueError(f"{prefix}label_noise={shape.label_noise}: one way has no other label; set it to 0.0")
 
 
 def _file_name(text: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.tasks import Tasks
-from metarun.types import Engine, Episode, Kind, Meta
+from metarun.types import Engine, Kind, Meta
 
 Measure = Literal["acc", "mse"]
 MEASURE: dict[Kind, Measure] = {"classes": "acc", "values": "mse"}
@@ -46,8 +46,11 @@ def evaluate(
     """Tasks 0 .. episodes - 1 of a split; `tick` hears how many are done."""
     scores = []
     for start in range(0, episodes, batch):
-        episode: Episode = tasks(torch.arange(start, min(start + batch, episodes)))
-        outputs_TQN = engine.scores(meta, episode)
-        scores.append(measure(kind, outputs_TQN, episode.query.y).cpu())
+        index_T = torch.arange(start, min(start + batch, episodes))
+        score_T = torch.empty(len(index_T), dtype=torch.float64)
+        for places, episode, *_ in tasks.parts(index_T):
+            outputs_TQN = engine.scores(meta, episode)
+            score_T[places] = measure(kind, outputs_TQN, episode.query.y).cpu()
+        scores.append(score_T)
         tick(min(start + batch, episodes))
     return summarise(torch.cat(scores))

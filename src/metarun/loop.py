@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metarun.checkpoint import State, learned
-from metarun.data.tasks import Tasks
+from metarun.data.tasks import Part, Tasks
 from metarun.evaluate import Score, better
 from metarun.interrupt import Stop
 from metarun.schedule import Schedule
@@ -101,8 +101,8 @@ def meta_train(
             return state
         stop.check()
         first = state.step * pace.meta_batch
-        episode = train(torch.arange(first, first + pace.meta_batch))
-        grads, aux = engine.meta_grad(state.meta, episode, state.step)
+        parts = train.parts(torch.arange(first, first + pace.meta_batch))
+        grads, aux = mean([engine.meta_grad(state.meta, part.episode, state.step) for part in parts], parts)
         watch.see(state.step, aux.metrics["loss"], learned(grads))
         apply(state, grads)
         _take(state.meta, aux)
@@ -110,6 +110,22 @@ def meta_train(
         if due(state.step, pace.log_every):
             watch.check(state.step)
             keep.stepped(state, {f"train/{name}": value.item() for name, value in aux.metrics.items()})
+
+
+def mean(found: list[tuple[Meta, Aux]], parts: list[Part]) -> tuple[Meta, Aux]:
+    """Of means over parts that differ in size: the mean over all tasks."""
+    if len(parts) == 1:
+        return found[0]
+    total = sum(len(part.places) for part in parts)
+    shares = [len(part.places) / total for part in parts]
+
+    def mixed(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        pairs = list(zip(shares, values, strict=True))
+        return {name: torch.stack([share * value[name] for share, value in pairs]).sum(0) for name in values[0]}
+
+    grads, auxes = zip(*found, strict=True)
+    meta = {group: mixed([grad[group] for grad in grads]) for group in grads[0]}
+    return meta, Aux(mixed([aux.metrics for aux in auxes]), mixed([aux.buffers for aux in auxes]))
 
 
 def _take(meta: Meta, aux: Aux) -> None:

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ import metarun
 from metarun.checkpoint import write_whole
 from metarun.config import RunConfig
 from metarun.errors import RunError
+from metarun.types import Split
 
 VERSIONS = ("torch", "numpy", "learn2learn", "hydra-core", "wandb")
 
@@ -37,10 +38,13 @@ class RunDir(NamedTuple):
     summary: Path
     episodes: Path
     curves: Path  # without its ending: there is a .png and a .svg
+    split: Path  # the classes of each split, in the form that data.split takes
 
 
 def run_dir(folder: Path) -> RunDir:
-    names = "config.yaml run.json metrics.jsonl last.pt best.pt test_scores.csv summary.json episodes.png curves"
+    names = (
+        "config.yaml run.json metrics.jsonl last.pt best.pt test_scores.csv summary.json episodes.png curves split.json"
+    )
     return RunDir(folder, *(folder / name for name in names.split()))
 
 
@@ -78,6 +82,11 @@ def claim(run: RunDir, config: RunConfig) -> None:
     write_text(run.config, yaml.safe_dump(dict(config.plain), sort_keys=False))
 
 
+def write_split(run: RunDir, names: Mapping[Split, Sequence[str]]) -> None:
+    lines = (f"{json.dumps(split)}: {json.dumps(list(listed))}" for split, listed in names.items())
+    write_text(run.split, "{" + ",\n ".join(lines) + "}\n")
+
+
 def run_id(run: RunDir) -> str:
     return str(json.loads(run.about.read_text())["id"])
 
@@ -100,6 +109,8 @@ def protocol(config: RunConfig) -> dict[str, Any]:
         "shots": task.shots,
         "queries": task.queries,
         "label_noise": task.label_noise,
+        "imbalance": task.imbalance,
+        "sampler": task.sampler,
         "train": {"ways": task.train.ways, "shots": task.train.shots, "queries": task.train.queries},
         "algo": config.choices["algo"],
         "model": config.choices["model"],

@@ -14,6 +14,7 @@ from metarun.assemble import Parts, assemble, open_data
 from metarun.checkpoint import read
 from metarun.compose import Composed, overlay
 from metarun.config import RunConfig, check_room, load
+from metarun.data.tasks import shape_name
 from metarun.errors import ConfigError
 from metarun.evaluate import MEASURE
 from metarun.interrupt import Interrupted, listening
@@ -37,12 +38,12 @@ def test(words: list[str]) -> int:
             f"{folder}: holds no best.pt; a run directory looks like outputs/glyphs-5w1s/maml-1a2b3c4d/seed0"
         )
     trained = read(best, torch.device("cpu"))
-    config = _config(trained["about"], words[1:])
+    config = _config(trained["about"], words[1:], run_dir(folder).split)
     data = open_data(config, say)
     check_room(config, data, ("test",))
     parts = assemble(config, data)
     _fill(parts.meta, trained["meta"], config)
-    shape = f"{config.task.ways}w{config.task.shots}s"
+    shape = shape_name(config.task.test)
     place = folder / "test" / f"{config.choices['data']}-{shape}-{config.signature}" / f"seed{config.seed}"
     with held(place) as run:
         claim(run, config)
@@ -77,7 +78,7 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str
     return exit_code
 
 
-def _config(about: Mapping[str, Any], words: list[str]) -> RunConfig:
+def _config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfig:
     """The run's own configuration with what a test may change; the training shape becomes that of the test."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
@@ -89,8 +90,11 @@ def _config(about: Mapping[str, Any], words: list[str]) -> RunConfig:
     base = Composed(dict(about["config"]), dict(about["choices"]))
     composed = overlay(base, words)
     task = dict(composed.plain["task"])
-    task["train"] = {name: task[name] for name in ("ways", "shots", "queries", "label_noise")}
-    plain = {**composed.plain, "task": task, "track": {"_target_": "metarun.track.jsonl.FilesOnly"}}
+    task["train"] = {**task["train"], **{name: value for name, value in task.items() if name != "train"}}
+    data = dict(composed.plain["data"])
+    if "path" in data and not any(word.startswith("data") for word in words):
+        data["split"] = str(split)  # of the user's own data: classes added later must not trade places
+    plain = {**composed.plain, "data": data, "task": task, "track": {"_target_": "metarun.track.jsonl.FilesOnly"}}
     config, trained_on = load(plain, composed.choices), load(base.plain, base.choices)
     if config.kind != trained_on.kind:
         raise ConfigError(f"data={config.choices['data']}: has {config.kind}, the run was trained on {trained_on.kind}")

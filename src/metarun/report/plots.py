@@ -87,6 +87,33 @@ def episodes(shown: Sequence[Shown], path: Path) -> Path:
         return _save(figure, path)
 
 
+def features(shown: Sequence[Shown], path: Path) -> Path:
+    """Items without a look, by the two directions in which a task's items differ most; wrong answers crossed."""
+    with _figure(max(2.8 * len(shown), LEGEND_IN), 3.2) as figure:
+        axes = figure.subplots(1, len(shown), squeeze=False)[0]
+        for number, (axis, one) in enumerate(zip(axes, shown, strict=True)):
+            _draw_scatter(axis, Shown._make(one))
+            axis.set_title(f"test episode {number}", fontsize=9)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        return _save(figure, path)
+
+
+def _draw_scatter(axis: Axes, one: Shown) -> None:
+    x = np.concatenate([one.support_x, one.query_x]).astype(np.float64)
+    x = x - x.mean(0)
+    flat = np.pad(x @ np.linalg.svd(x, full_matrices=False)[2][:2].T, ((0, 0), (0, max(0, 2 - x.shape[1]))))
+    support, query = flat[: len(one.support_x)].T, flat[len(one.support_x) :].T
+    wrong = one.query_y != one.prediction_y
+    colours: dict[str, Any] = {"cmap": "tab10", "vmin": 0, "vmax": max(9, int(one.query_y.max()))}
+    axis.scatter(
+        support[0], support[1], c=one.support_y, marker="s", s=60, edgecolors="black", label="support", **colours
+    )
+    axis.scatter(query[0], query[1], c=one.query_y, s=18, alpha=0.7, label="query, by its class", **colours)
+    axis.scatter(query[0, wrong], query[1, wrong], c=VERMILION, marker="x", s=40, label="answered wrongly")
+    axis.set(xticks=[], yticks=[])
+
+
 def regression(cases: Sequence[Fit], path: Path) -> Path:
     with _figure(max(3.2 * len(cases), LEGEND_IN), 3.4) as figure:
         axes = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ from torch import Tensor
 from metarun.assemble import Parts
 from metarun.config import RunConfig
 from metarun.data.sources.sine import SineTasks
-from metarun.data.tasks import ImageData, Tasks
-from metarun.evaluate import MEASURE, Score, evaluate
+from metarun.data.tasks import Classes, Tasks
+from metarun.evaluate import MEASURE, Score, evaluate, summarise
 from metarun.report import plots
 from metarun.rundir import RunDir, write_text
 from metarun.types import Batch, Episode, Meta
@@ -32,7 +32,18 @@ def meta_test(config: RunConfig, parts: Parts, meta: Meta, run: RunDir, tick: Ca
     write_scores(run.scores, score)
     draw_episodes(parts, meta, tasks, run.episodes)
     name = MEASURE[config.kind]
-    return {f"test/{name}": score.mean, "test/ci95": score.ci95, "test/episodes": len(score.per_episode)}
+    found = {f"test/{name}": score.mean, "test/ci95": score.ci95, "test/episodes": len(score.per_episode)}
+    return {**found, **by_part(config, parts, score)}
+
+
+def by_part(config: RunConfig, parts: Parts, score: Score) -> dict[str, float]:
+    """Of data sets that take turns, the score of each."""
+    names = cast(Classes, parts.data).parts_of("test") if config.kind == "classes" else ("",)
+    if len(names) == 1:
+        return {}
+    apart = {name: summarise(score.per_episode[place :: len(names)]) for place, name in enumerate(names)}
+    means = {f"test/acc_{name}": one.mean for name, one in apart.items()}
+    return {**means, **{f"test/ci95_{name}": one.ci95 for name, one in apart.items()}}
 
 
 def write_scores(path: Path, score: Score) -> None:
@@ -44,15 +55,19 @@ def write_scores(path: Path, score: Score) -> None:
 
 
 def draw_episodes(parts: Parts, meta: Meta, tasks: Tasks, path: Path) -> None:
-    """The first few tasks of the split: images with predictions, or curves before and after adaptation."""
-    episode = tasks(torch.arange(PICTURED))
+    """The first few tasks of the split: items with predictions, or curves before and after adaptation."""
+    found = tasks.parts(torch.arange(PICTURED))
     if isinstance(tasks, SineTasks):
-        _draw_curves(parts, meta, tasks, episode, path)
-    elif isinstance(parts.data, ImageData):
+        _draw_curves(parts, meta, tasks, found[0].episode, path)
+        return
+    shown: dict[int, plots.Shown] = {}
+    for places, episode, *_ in found:
         predicted = parts.engine.scores(meta, episode).argmax(-1)
-        support_x, query_x = (_pixels(parts.data, batch.x) for batch in (episode.support, episode.query))
+        support_x, query_x = (_looks(cast(Classes, parts.data), batch.x) for batch in (episode.support, episode.query))
         columns = (support_x, _array(episode.support.y), query_x, _array(episode.query.y), _array(predicted))
-        plots.episodes([plots.Shown(*row) for row in zip(*columns, strict=True)], path)
+        shown |= dict(zip(places.tolist(), (plots.Shown(*row) for row in zip(*columns, strict=True)), strict=True))
+    draw = plots.episodes if shown[0].support_x.ndim == 4 else plots.features
+    draw([shown[number] for number in sorted(shown)], path)
 
 
 def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, path: Path) -> None:
@@ -71,8 +86,9 @@ def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, p
     plots.regression([plots.Fit(*row) for row in zip(*columns, strict=True)], path)
 
 
-def _pixels(data: ImageData, x: Tensor) -> NDArray[Any]:
-    return _array(((x * data.std + data.mean).clamp(0, 1) * 255).round().to(torch.uint8))
+def _looks(data: Classes, x: Tensor) -> NDArray[Any]:
+    pixels = data.pixels(x)
+    return _array(x if pixels is None else pixels)
 
 
 def _array(value: Tensor) -> NDArray[Any]:

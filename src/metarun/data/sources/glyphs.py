@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.pool import Pool, cache_root, cached, make_pool
+from metarun.data.contents import Contents
+from metarun.data.pack import packed
+from metarun.data.pool import Pool
 from metarun.data.sources.pen import JOINTS, Floats, Ints, Strokes, curve, ink, place, string
 
 if TYPE_CHECKING:  # types.py imports torch
@@ -119,17 +121,20 @@ class Glyphs:
     def load(self, say: Callable[[str], None]) -> Pool:
         drawn = {key: value for key, value in asdict(self).items() if key not in ("mean", "std", "rotations")}
         name = hashlib.sha256(json.dumps([RECIPE, drawn]).encode()).hexdigest()[:12]
-        images = cached(cache_root(), f"glyphs-{name}", lambda: self._draw(say), say)
-        names = (
-            f"alphabet{number // self.characters + 1:02d}/character{number % self.characters + 1:02d}"
-            for number in range(len(images))
-        )
+        pack = packed(f"glyphs-{name}", lambda: self._contents(say), say)
         splits: dict[Split, tuple[int, ...]] = {}
         start = 0
         for split, count in self.counts().items():
             splits[split] = tuple(range(start, start + count))
             start += count
-        return make_pool(images, tuple(names), splits)
+        return pack.pool(splits, "refuse", say)
+
+    def _contents(self, say: Callable[[str], None]) -> Contents:
+        images = self._draw(say)
+        places = [divmod(number, self.characters) for number in range(len(images))]
+        groups = tuple(f"alphabet{alphabet + 1:02d}" for alphabet, _ in places)
+        names = tuple(f"{group}/character{n + 1:02d}" for group, (_, n) in zip(groups, places, strict=True))
+        return Contents(names, (self.drawers,) * len(names), images.shape[2:], iter(images), groups)
 
     def _draw(self, say: Callable[[str], None]) -> NDArray[np.uint8]:
         """[classes, drawers, 1, size, size]; alphabet a depends on the seed, a, and on no later alphabet."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metarun.data import draw
-from metarun.data.tasks import SPLITS, Data, Room, Tasks, TaskShape
+from metarun.data.tasks import SPLITS, Data, Part, Room, Tasks, TaskShape, whole
 from metarun.types import Batch, Episode, Kind, Split
 
 WAVE_STREAM, X_STREAM = 1, 2
@@ -58,13 +58,17 @@ class SineTasks:
 
     def __call__(self, index_T: Tensor) -> Episode:
         index_T = index_T.to(self.data.device)
-        support = self.shape.ways * self.shape.shots
-        count = support + self.shape.ways * self.shape.queries
+        (ways, _), (shots, _) = self.shape.ways_span, self.shape.shots_span
+        support = ways * shots
+        count = support + ways * self.shape.queries
         u_TX = draw.uniform(self.seed, self.split, index_T, X_STREAM, count)
         x_TX = _between(self.data.source.x, u_TX)
         y_TX = self.wave(index_T, x_TX)
         x, y = (v.to(self.data.dtype)[..., None] for v in (x_TX, y_TX))
         return Episode(Batch(x[:, :support], y[:, :support]), Batch(x[:, support:], y[:, support:]), index_T)
+
+    def parts(self, index_T: Tensor) -> list[Part]:
+        return whole(self, self.shape, index_T)
 
     def wave(self, index_T: Tensor, x_TX: Tensor) -> Tensor:
         """The function of each task, at any x."""
