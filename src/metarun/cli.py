@@ -14,6 +14,7 @@ from metarun.errors import ConfigError, RunError, nearest
 VERBS = {
     "run": "make one run; the default",
     "show": "print the composed, checked configuration and where each value comes from; run nothing",
+    "data": "list | fetch NAME | check NAME: the data sets there are; get one; read all of one and count",
     "test": "RUN_DIR: meta-test the run's best checkpoint again, with other episodes, tasks or data",
 }
 HELP_WIDTH = 100  # columns
@@ -37,6 +38,7 @@ Examples
   metarun algo=protonet task=20w5s        another algorithm, another task
   metarun data=sine algo=metasgd          regression
   metarun show algo=anil train.steps=2000
+  metarun data list                       what there is, and what is on this machine
   metarun test outputs/glyphs-5w1s/maml-xxxxxxxx/seed0 eval.test_episodes=5000
 
 Flags: -m --multirun | --version | -h --help | -sc install=bash (shell completion: eval "$(metarun -sc install=bash)")
@@ -100,6 +102,10 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(f"{flags[0]}: no such flag; metarun --help lists them")
     if many and verb != "run":
         raise ConfigError(f"{many[0]}: a sweep is of runs, not of {verb}")
+    if verb == "data":
+        from metarun.commands.data import data
+
+        return data(words)
     if sys.stdout.isatty():
         print("loading torch ...", end="\r", flush=True)  # seconds; the next line covers it
     if verb == "show":

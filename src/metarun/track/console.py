@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,6 +197,19 @@ def say(text: str) -> None:
     rich_console().print(Text(text), soft_wrap=True)
 
 
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of texts: numbers to the right, and the longest column folds where the terminal is narrow."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    cells = list(zip(*rows, strict=True))
+    longest = max(range(len(columns)), key=lambda number: max(map(len, cells[number]), default=0)) if rows else 0
+    for number, name in enumerate(columns):
+        numeric = bool(rows) and all(cell[:1].isdigit() for cell in cells[number] if cell)
+        table.add_column(name, no_wrap=number != longest, overflow="fold", justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    rich_console().print(table)
+
+
 def show_result(summary: Mapping[str, Any], run_dir: Path) -> None:
     rich_console().print(result_table(summary, run_dir))
 
@@ -215,6 +228,8 @@ def _rows(summary: Mapping[str, Any], run_dir: Path) -> list[tuple[str, str]]:
     measure: Measure = "acc" if "test/acc" in summary else "mse"
     tested = score(measure, summary[f"test/{measure}"], summary.get("test/ci95"))
     rows = [("test " + _MEASURES[measure], f"{tested} ({summary['test/episodes']} episodes)")]
+    for name in (key.removeprefix("test/acc_") for key in summary if key.startswith("test/acc_")):
+        rows.append((f"  {name}", score("acc", summary[f"test/acc_{name}"], summary[f"test/ci95_{name}"])))
     if f"val/best_{measure}" in summary:
         rows.append(("val best", f"{score(measure, summary[f'val/best_{measure}'])} (step {summary['best_step']})"))
     rows += _protocol_rows(summary.get("protocol", {}))
@@ -230,9 +245,16 @@ def _rows(summary: Mapping[str, Any], run_dir: Path) -> list[tuple[str, str]]:
 def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = {name: protocol.get(key) for name, key in (("batch norm", "bn"), ("steps", "steps"), ("seed", "seed"))}
     if "ways" in protocol:
-        shape = f"{protocol['ways']}-way {protocol['shots']}-shot {protocol['queries']} queries"
-        rows = {"task": f"{protocol['data']} {shape}", **rows}
+        shape = f"{_span(protocol['ways'])}-way {_span(protocol['shots'])}-shot {protocol['queries']} queries"
+        more = {key: protocol.get(key) for key in ("label_noise", "imbalance")}
+        said = "".join(f", {key} {value}" for key, value in more.items() if value)
+        drawn = "" if protocol.get("sampler", "uniform") == "uniform" else f", {protocol['sampler']}"
+        rows = {"task": f"{protocol['data']} {shape}{drawn}{said}", **rows}
     return [(name, str(value)) for name, value in rows.items() if value is not None]
+
+
+def _span(value: int | Sequence[int]) -> str:
+    return str(value) if isinstance(value, int) else " to ".join(map(str, value))
 
 
 _MEASURES = {"acc": "accuracy", "mse": "mean squared error"}
