@@ -55,7 +55,7 @@ def wait_until(happened: Callable[[], bool], going: subprocess.Popen[str]) -> No
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All of a run that must not depend on when it was stopped: all but the clock, and the peak of a process's memory."""
+    """All of a run that must not depend on when it was stopped: all but the clock and the peak of memory."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((run / "summary.json").read_text())
     checkpoints = {name: torch.load(run / name, weights_only=True) for name in ("last.pt", "best.pt")}

@@ -344,13 +344,13 @@ def test_split_file(tmp_path: Path) -> None:
     source = npz(tmp_path / "a.npz", y=Y % 3, g=GROUPS)
     pool = arrays(source, group="g", split_seed=4).load(silent)
     path = tmp_path / "split.json"
-    path.write_text(own_split.text(pool))
+    path.write_text(own_split.text(named(pool)))
     assert named(arrays(source, group="g", split=str(path)).load(silent)) == named(pool)
     first, second = pool.splits["test"][0], pool.splits["train"][0]
     torn = pool._replace(
         splits={**pool.splits, "test": (*pool.splits["test"][1:], second), "train": (first, *pool.splits["train"][1:])}
     )
-    path.write_text(own_split.text(torn))
+    path.write_text(own_split.text(named(torn)))
     with pytest.raises(DataError, match=r"group user\d has classes in train and in test; put all of them into one"):
         arrays(source, group="g", split=str(path)).load(silent)
     with pytest.raises(DataError, match=r"names 12 classes that are not in data.path=.* there are 3, such as 0"):

@@ -150,7 +150,7 @@ def test_names_of_all_alphabets_and_suffixes_of_any_case(tmp_path: Path) -> None
     assert pool.names == tuple(sorted(normalize("NFC", name) for name in names))
     assert len(pool.items) == len(names) * PER_CLASS
     path = tmp_path / "split.json"
-    path.write_text(own_split.text(pool))
+    path.write_text(own_split.text(named(pool)))
     assert named(folder(root, split=str(path), split_seed=9).load(silent)) == named(pool)
 
 
@@ -159,7 +159,7 @@ def test_names_that_are_no_text(nine: Path) -> None:
     (nine / "a").rename(os.fsdecode(os.fsencode(nine) + b"/caf\xe9"))
     pool = folder(nine).load(silent)
     assert "caf\ufffd" in pool.names
-    own_split.text(pool).encode()
+    own_split.text(named(pool)).encode()
     (nine / os.fsdecode(b"b/\xe9.png")).write_text("broken")
     with pytest.raises(DataError, match="b/\ufffd\\.png cannot be read") as caught:
         folder(nine).load(silent)
@@ -365,7 +365,7 @@ def test_split_file(nine: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(mine))
     pool = folder(nine, split=str(path)).load(silent)
     assert named(pool) == mine
-    path.write_text(own_split.text(pool))
+    path.write_text(own_split.text(named(pool)))
     assert json.loads(path.read_text()) == mine
     first = folder(nine, split=str(path)).identity()
     for number, (told, said) in enumerate(

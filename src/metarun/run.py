@@ -10,6 +10,7 @@ from typing import Any, cast
 from metarun.assemble import Parts, prepare, train_tasks
 from metarun.checkpoint import read
 from metarun.config import RunConfig
+from metarun.data import own_split
 from metarun.data.tasks import Classes
 from metarun.errors import RunError
 from metarun.evaluate import Score, evaluate
@@ -17,7 +18,7 @@ from metarun.interrupt import Interrupted, Stop, listening
 from metarun.loop import NonFinite, Pace, meta_train
 from metarun.report import plots
 from metarun.report.result import meta_test
-from metarun.rundir import RunDir, claim, finished, held, peak_mb, write_split, write_text
+from metarun.rundir import RunDir, claim, finished, held, peak_mb, write_text
 from metarun.session import Session
 from metarun.track.console import say, show_result
 from metarun.types import Artifacts, Meta
@@ -42,7 +43,7 @@ def execute(config: RunConfig) -> Outcome:
             show_result(summary, run.path)
             return Outcome(summary, 0)
         if config.kind == "classes":
-            write_split(run, cast(Classes, parts.data).names)
+            write_text(run.split, own_split.text(cast(Classes, parts.data).names))
         with listening() as stop:
             return _carry_out(config, parts, run, stop)
 

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,6 @@ import metarun
 from metarun.checkpoint import write_whole
 from metarun.config import RunConfig
 from metarun.errors import RunError
-from metarun.types import Split
 
 VERSIONS = ("torch", "numpy", "learn2learn", "hydra-core", "wandb")
 
@@ -80,11 +79,6 @@ def claim(run: RunDir, config: RunConfig) -> None:
         return
     write_text(run.about, json.dumps({"id": uuid.uuid4().hex[:12], "choices": dict(config.choices)}, indent=2) + "\n")
     write_text(run.config, yaml.safe_dump(dict(config.plain), sort_keys=False))
-
-
-def write_split(run: RunDir, names: Mapping[Split, Sequence[str]]) -> None:
-    lines = (f"{json.dumps(split)}: {json.dumps(list(listed))}" for split, listed in names.items())
-    write_text(run.split, "{" + ",\n ".join(lines) + "}\n")
 
 
 def run_id(run: RunDir) -> str:

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
 
-from metarun.data.pool import DataError, Pool
+from metarun.data.pool import DataError
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Split
@@ -34,9 +34,9 @@ class Shares(NamedTuple):
             raise ValueError(f"val_share={self.val}: with test_share={self.test} leaves nothing for training")
 
 
-def text(pool: Pool) -> str:
-    """A pool's split, as `read` takes it."""
-    lines = (f'"{part}": {json.dumps([pool.names[number] for number in pool.splits[part]])}' for part in PARTS)
+def text(names: Mapping[Any, Sequence[str]]) -> str:
+    """A split as `read` takes it."""
+    lines = (f'"{part}": {json.dumps(list(names[part]))}' for part in PARTS)
     return "{" + ",\n ".join(lines) + "}\n"
 
 
