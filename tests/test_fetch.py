@@ -213,8 +213,9 @@ def test_progress(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SCRIPT = """
-import sys, pathlib
+import signal, sys, pathlib
 from metarun.data.fetch import fetch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by whatever a shell starts in the background
 fetch(pathlib.Path(sys.argv[1]), [sys.argv[2]], sys.argv[3], lambda line: print(line, flush=True))
 """
 
@@ -235,7 +236,7 @@ def test_two_processes_share_one_download(place: Place, monkeypatch: pytest.Monk
 
 
 def test_what_ctrl_c_leaves_is_continued(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.PAUSE_S", 0.5)  # the whole of it would take longer than any machine is late
+    monkeypatch.setattr("server.PAUSE_S", 0.5)
     one = process(place, "slow")
     deadline = time.monotonic() + 30
     while not (place.part().exists() and place.part().stat().st_size) and time.monotonic() < deadline:
