@@ -14,8 +14,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A room imports from those before it.
 PLAN = """
-    errors conf types models algos data engine schedule evaluate track checkpoint interrupt loop typed config
-    assemble rundir report session run compose commands cli
+    errors conf startup allocator types models algos data engine schedule evaluate track checkpoint interrupt loop typed
+    machine config assemble rundir report plan settle session run compose commands cli
 """
 ROOMS = PLAN.split()
 

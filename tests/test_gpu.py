@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def test_gpu_equals_cpu(algo: str, engine: str, monkeypatch: pytest.MonkeyPatch)
         for name, value in params.items():
             there = grads[group][name].cpu()
             assert torch.allclose(there, value, rtol=1e-9, atol=1e-9 * float(value.abs().max())), f"{group} {name}"
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet", "reptile"])
+def test_a_captured_step_equals_the_launched_one(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "DTYPE", torch.float64)
+    composed = compose([f"algo={algo}", "device=cuda", "model.width=8", "track=local", "engine.cuda_graph=on"])
+    config = load(composed.plain, composed.choices)
+    parts = assemble.prepare(config, lambda _: None)
+    plain = dataclasses.replace(config.engine, cuda_graph="off").build(config.algo, parts.net)
+    meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
+    tasks = assemble.train_tasks(config, parts.data)
+    for number in range(3):  # captured, then replayed on other tasks
+        episode = tasks(torch.arange(4 * number, 4 * number + 4))
+        grads, aux = parts.engine.meta_grad(meta, episode, number)
+        expected, plain_aux = plain.meta_grad(meta, episode, number)
+        assert torch.allclose(aux.metrics["loss"], plain_aux.metrics["loss"], rtol=1e-12)
+        for group, params in expected.items():
+            assert all(torch.allclose(grads[group][name], value, rtol=1e-9) for name, value in params.items())
 
 
 def test_a_run_on_the_gpu(alone: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from metarun.cli import main
 from metarun.compose import compose
 from metarun.config import load
-from metarun.data.mixture import Mixture, MixtureData, open_mixture
+from metarun.data.mixture import Mixture
 from metarun.data.pool import DataError, Pool
+from metarun.data.turns import MixtureData, open_mixture
 from metarun.errors import ConfigError
 from runs import TINY, only_run
 from shapes import shape

@@ -11,8 +11,9 @@ import torch
 from metarun.data.classes import ClassData, open_classes
 from metarun.data.episodes import ClassTasks
 from metarun.data.pool import Pool, make_pool
-from metarun.data.sources.sine import Sine, SineTasks
+from metarun.data.sources.sine import Sine
 from metarun.data.tasks import SPLITS
+from metarun.data.waves import SineTasks
 from metarun.types import Split
 from shapes import shape
 

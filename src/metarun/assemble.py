@@ -9,9 +9,10 @@ import torch
 
 from metarun.config import RunConfig, check_room
 from metarun.data.classes import open_classes
-from metarun.data.mixture import Mixture, open_mixture
+from metarun.data.mixture import Mixture
 from metarun.data.pool import DataError
 from metarun.data.tasks import SPLITS, Classes, Data, Tasks
+from metarun.data.turns import open_mixture
 from metarun.errors import ConfigError
 from metarun.models.functional import assemble as assemble_net
 from metarun.types import Engine, Meta, Net

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from metarun import __version__
 from metarun.conf import groups
 from metarun.errors import ConfigError, RunError, nearest
+from metarun.startup import load_torch
 
 VERBS = {
     "run": "make one run; the default",
@@ -31,7 +32,7 @@ Verbs
 
 Groups: choose a file with GROUP=NAME, set a value inside with GROUP.KEY=VALUE
 {groups}
-  other keys    seed=0  device=auto  out=outputs
+  other keys    seed=0  device=auto  devices=auto  allocator=auto  plan=null  out=outputs
 
 Examples
   metarun                                 MAML on the built-in characters
@@ -74,10 +75,10 @@ def console() -> None:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if LOST or code > 128:
-        os._exit(
-            code
-        )  # a thread of W&B hangs, and so would the interpreter's exit; or somebody pressed Ctrl-C and waits
+    # Leaving in order takes torch half a second, and for ever where a thread of W&B hangs; and somebody who pressed
+    # Ctrl-C waits. What is written is closed by now; only a W&B that works has something left to do.
+    if LOST or code > 128 or "wandb" not in sys.modules:
+        os._exit(code)
     sys.exit(code)
 
 
@@ -108,6 +109,7 @@ def _dispatch(words: list[str]) -> int:
         return data(words)
     if sys.stdout.isatty():
         print("loading torch ...", end="\r", flush=True)  # seconds; the next line covers it
+    load_torch()
     if verb == "show":
         from metarun.commands.show import show
 

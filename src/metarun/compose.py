@@ -44,11 +44,11 @@ def compose(words: Sequence[str]) -> Composed:
     return _with_sources(composed, words)
 
 
-def sources(words: Sequence[str]) -> list[tuple[str, Path]]:
-    """(package, file) in the order in which later ones win."""
+def traced(words: Sequence[str]) -> tuple[Composed, list[tuple[str, Path]]]:
+    """The same, and (package, file) of all that is in it, in the order in which later ones win."""
     with _session(), _explained(words):
-        added = hydra_compose(ROOT, overrides=list(words), return_hydra_config=True).hydra.searchpath
-        folders = [conf_dir(), *(Path(place.removeprefix("file://")) for place in added)]
+        config = hydra_compose(ROOT, overrides=list(words), return_hydra_config=True)
+        folders = [conf_dir(), *(Path(place.removeprefix("file://")) for place in config.hydra.searchpath)]
         loader = GlobalHydra.instance().config_loader()
         found = []
         for default in loader.compute_defaults_list(ROOT, list(words), RunMode.RUN).defaults:
@@ -56,7 +56,17 @@ def sources(words: Sequence[str]) -> list[tuple[str, Path]]:
             file = next((file for file in files if file.is_file()), None)
             if file is not None:
                 found.append((default.package or "", file))
-        return found
+        composed = _alone(config)
+    return _with_sources(composed, words), found
+
+
+def values(group: str, name: str) -> dict[str, Any]:
+    """What one file says by itself, which takes a hundredth of the time of composing a run with it."""
+    config = OmegaConf.create({group: OmegaConf.load(conf_dir() / group / f"{name}.yaml")})
+    config[group].pop("defaults", None)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return dict(plain[group])
 
 
 def sweep(words: Sequence[str], job: Callable[[Composed, int, int], None], check: Callable[[Composed], None]) -> None:

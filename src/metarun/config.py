@@ -12,11 +12,13 @@ from typing import Any, Literal, cast
 
 import torch
 
+from metarun.allocator import Allocator
 from metarun.data.augment import Augment
 from metarun.data.fit import check_fit, check_plain
 from metarun.data.mixture import Mixture
 from metarun.data.tasks import ClassSampler, ClassSource, Data, FunctionSource, Span, TaskShape, shape_name, shown
 from metarun.errors import ConfigError
+from metarun.machine import device_of, processes_of
 from metarun.models.functional import quiet_import
 from metarun.schedule import Schedule
 from metarun.track.jsonl import FilesOnly
@@ -24,7 +26,15 @@ from metarun.track.wandb import WandbConfig
 from metarun.typed import TARGET, arguments, build, convert, target_class
 from metarun.types import Algorithm, Kind, Split
 
-UNSIGNED = ("seed", "device", "track", "out")  # what may differ between runs of one experiment
+UNSIGNED = (
+    "seed",
+    "device",
+    "devices",
+    "allocator",
+    "plan",
+    "track",
+    "out",
+)  # may differ between runs of one experiment
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,9 @@ class RunConfig:
     track: WandbConfig | FilesOnly
     seed: int
     device: torch.device
+    devices: int | Literal["auto"]  # processes on the CPU
+    allocator: Allocator
+    plan: str | None  # the file of another run's
     out: Path
     choices: Mapping[str, str]  # group -> the file chosen in it
     plain: Mapping[str, Any]  # all values as composed, for files and people
@@ -168,7 +181,10 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
         eval=build(EvalConfig, plain.get("eval"), "eval"),
         track=_target(plain, "track"),
         seed=_seed(plain.get("seed")),
-        device=_device(plain.get("device")),
+        device=device_of(plain.get("device")),
+        devices=processes_of(plain.get("devices")),
+        allocator=convert(plain.get("allocator"), Allocator, "allocator"),
+        plan=convert(plain.get("plan"), str | None, "plan"),
         out=Path(convert(plain.get("out"), str, "out")),
         choices=choices,
         plain=plain,
@@ -188,6 +204,8 @@ def check_room(config: RunConfig, data: Data, splits: Sequence[Split]) -> None:
 
 def _check_match(config: RunConfig) -> None:
     name, data = config.choices["algo"], config.choices["data"]
+    if config.device.type != "cpu" and isinstance(config.devices, int) and config.devices > 1:
+        raise ConfigError(f"devices=cpu:{config.devices}: is for the CPU, and device={config.device}; set devices=1")
     if config.kind not in config.algo.kinds:
         meant = " and ".join(sorted(config.algo.kinds))
         raise ConfigError(
@@ -268,21 +286,6 @@ def _seed(value: object) -> int:
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed}: need a whole number from 0 to 2^63 - 1")
     return seed
-
-
-def _device(value: object) -> torch.device:
-    name = convert(value, str, "device")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", name)
-    if not found:
-        raise ConfigError(f"device={name}: no such device; use auto, cpu, cuda or cuda:NUMBER")
-    if found[1] == "cpu":
-        return torch.device("cpu")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(found[2] or 0) >= there:
-        raise ConfigError(f"device={name}: this machine has {there} GPUs that torch can use; use device=auto")
-    return torch.device(name)
 
 
 def _at_least(low: int, name: str, value: int, why: str = "") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from metarun.allocator import keep_pages
 from metarun.assemble import Parts, prepare, train_tasks
 from metarun.checkpoint import read
 from metarun.config import RunConfig
@@ -16,10 +17,12 @@ from metarun.errors import RunError
 from metarun.evaluate import Score, evaluate
 from metarun.interrupt import Interrupted, Stop, listening
 from metarun.loop import NonFinite, Pace, meta_train
+from metarun.plan import Plan
 from metarun.report import plots
 from metarun.report.result import meta_test
 from metarun.rundir import RunDir, claim, finished, held, peak_mb, write_text
 from metarun.session import Session
+from metarun.settle import carried_out, settle
 from metarun.track.console import say, show_result
 from metarun.types import Artifacts, Meta
 
@@ -34,6 +37,7 @@ class Outcome:
 
 
 def execute(config: RunConfig) -> Outcome:
+    keep_pages(config.allocator)
     parts = prepare(config, say)
     with held(config.folder) as run:
         claim(run, config)
@@ -45,14 +49,22 @@ def execute(config: RunConfig) -> Outcome:
         if config.kind == "classes":
             write_text(run.split, own_split.text(cast(Classes, parts.data).names))
         with listening() as stop:
-            return _carry_out(config, parts, run, stop)
+            try:
+                plan = settle(config, parts, run, stop, say)
+            except Interrupted as stopped:
+                say(f"{stopped}: before the first step; nothing was begun")
+                return Outcome(None, stopped.exit_code)
+            with carried_out(plan, config, parts) as engine:
+                return _carry_out(config, parts._replace(engine=engine), run, stop, plan)
 
 
-def _carry_out(config: RunConfig, parts: Parts, run: RunDir, stop: Stop) -> Outcome:
-    session = Session(config, parts, run, stop)
+def _carry_out(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan) -> Outcome:
+    session = Session(config, parts, run, stop, plan)
     exit_code, summary = 1, None
     try:
         _train(config, parts, session)
+        for line in getattr(parts.engine, "notes", ()):
+            session.console.note(f"engine.{line}")
         summary = _test(config, parts, session)
         exit_code = 0
     except Interrupted as stopped:
@@ -104,6 +116,7 @@ def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
         "time/total_s": state.total_s,
         "time/tasks_per_s": config.train.steps * config.train.meta_batch / max(state.train_s, MOMENT_S),
         "memory/peak_mb": peak_mb(config.device),
+        **session.plan.told(),
         "protocol": session.protocol,
     }
     session.trackers.finish(summary, Artifacts(curves, run.episodes, run.scores, run.best, run.config))

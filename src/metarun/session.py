@@ -13,6 +13,7 @@ from metarun.config import RunConfig
 from metarun.evaluate import MEASURE, Score
 from metarun.interrupt import Stop
 from metarun.loop import NonFinite, Outer, Watch
+from metarun.plan import Plan
 from metarun.rundir import RunDir, protocol, run_id
 from metarun.track import Trackers
 from metarun.track.console import Console
@@ -22,9 +23,9 @@ from metarun.types import Meta
 
 
 class Session:
-    def __init__(self, config: RunConfig, parts: Parts, run: RunDir, stop: Stop) -> None:
-        self.config, self.run, self.stop = config, run, stop
-        self.protocol = protocol(config)
+    def __init__(self, config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan) -> None:
+        self.config, self.run, self.stop, self.plan = config, run, stop, plan
+        self.protocol = {**protocol(config), "execution": plan.brief()}
         self._known = {"config": dict(config.plain), "choices": dict(config.choices), "protocol": self.protocol}
         self.measure = MEASURE[config.kind]
         self.watch = Watch(config.train.meta_batch)
@@ -38,6 +39,8 @@ class Session:
         self.wandb = self._wandb()
         self.trackers = Trackers((self.jsonl, self.console, *((self.wandb,) if self.wandb else ())))
         self._saved_step = self.state.step if run.last.exists() else -1
+        if not run.last.exists():
+            self.state.total_s = plan.why.get("planning_s", 0.0)
         self._since, self._untimed_s = time.monotonic(), 0.0
         self._first_step, self._steps_s = self.state.step, 0.0
         if self.state.step:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from metarun.compose import compose
+from metarun.compose import compose, values
 from metarun.conf import groups
 from metarun.data.contents import Contents, Twins
 from metarun.data.pack import is_whole
@@ -47,10 +47,10 @@ def data(words: list[str]) -> int:
         raise ConfigError(
             f"data {action}: name a data set ({', '.join(_names())}), as in: metarun data {action} omniglot"
         )
-    name, *values = rest
+    name, *words = rest
     if name not in _names():
         raise ConfigError(f"data {action} {name}: no such data set{nearest(name, _names())} ({', '.join(_names())})")
-    source = _source(name, values)
+    source = _source(name, words)
     try:
         return _fetch(name, source) if action == "fetch" else _check(name, source)
     except DataError as problem:
@@ -61,8 +61,11 @@ def _names() -> list[str]:
     return groups()["data"]
 
 
-def _source(name: str, values: Sequence[str]) -> Any:
-    spec = compose([f"data={name}", *values]).plain["data"]
+def _source(name: str, words: Sequence[str]) -> Any:
+    return _built(compose([f"data={name}", *words]).plain["data"])
+
+
+def _built(spec: dict[str, Any]) -> Any:
     return build(target_class(spec, "data"), spec, "data")
 
 
@@ -74,7 +77,7 @@ def _list() -> int:
     rows = []
     for name in _names():
         try:
-            rows.append(_row(name, _source(name, [])))
+            rows.append(_row(name, _built(values("data", name))))
         except Exception as problem:  # one that is being written does not hide the others
             rows.append((name, "", "", "", f"cannot be used: {str(problem).splitlines()[0]}", ""))
     show_table("Data sets", COLUMNS, rows)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from metarun.assemble import prepare
-from metarun.compose import compose, sources
+from metarun.compose import traced
 from metarun.conf import conf_dir
 from metarun.config import RunConfig, load
 from metarun.track.console import say
@@ -19,13 +19,13 @@ KEY, VALUE = 28, 40  # columns
 
 
 def show(words: list[str]) -> int:
-    composed = compose(words)
+    composed, files = traced(words)
     config = load(composed.plain, composed.choices)
     prepare(config, say)
     for group, name in sorted(composed.choices.items()):
         print(f"{group:<{KEY}} {name:<{VALUE}} {_chooser(group, name, words)}".rstrip())
     print()
-    origin = origins(words)
+    origin = origins(words, files)
     for key, value in _flat(composed.plain, ""):
         print(f"{key:<{KEY}} {_text(value):<{VALUE}} {origin.get(key, '')}".rstrip())
     print(f"\n{'run directory':<{KEY}} {config.folder}{_state(config)}")
@@ -39,10 +39,10 @@ def _chooser(group: str, name: str, words: list[str]) -> str:
     return "conf/run.yaml" if {group: name} in listed else "brought by another choice"
 
 
-def origins(words: list[str]) -> dict[str, str]:
+def origins(words: list[str], files: list[tuple[str, Path]]) -> dict[str, str]:
     """Key -> the file and line that decides it, with the comment beside it; or the command line."""
     found: dict[str, str] = {}
-    for package, file in sources(words):
+    for package, file in files:
         text = file.read_text()
         base = re.search(r"^# @package _global_", text, re.MULTILINE)
         prefix = "" if base or not package else f"{package}."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarun.assemble import Parts, assemble, open_data
 from metarun.checkpoint import read
-from metarun.compose import Composed, overlay
+from metarun.compose import Composed, compose, overlay
 from metarun.config import RunConfig, check_room, load
 from metarun.data.tasks import shape_name
 from metarun.errors import ConfigError
@@ -23,6 +23,7 @@ from metarun.rundir import RunDir, claim, finished, held, protocol, run_dir, wri
 from metarun.track.console import Console, say, show_result
 from metarun.types import Artifacts, Meta
 
+COMPUTED = ("tuned", "experiment")  # groups whose file follows from the others, or changes them
 FREE = ("data", "task", "eval", "algo", "engine", "device", "seed")
 
 
@@ -87,7 +88,9 @@ def _config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfi
                 f"{key}: was settled when the run was trained; a test may set {', '.join(FREE[:3])}, "
                 f"algo.KEY, {', '.join(FREE[4:])}"
             )
-    base = Composed(dict(about["config"]), dict(about["choices"]))
+    choices = dict(about["choices"])
+    now = compose([f"{group}={choice}" for group, choice in choices.items() if group not in COMPUTED])
+    base = Composed(_filled(about["config"], now.plain), choices)
     composed = overlay(base, words)
     task = dict(composed.plain["task"])
     task["train"] = {**task["train"], **{name: value for name, value in task.items() if name != "train"}}
@@ -99,6 +102,15 @@ def _config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfi
     if config.kind != trained_on.kind:
         raise ConfigError(f"data={config.choices['data']}: has {config.kind}, the run was trained on {trained_on.kind}")
     return config
+
+
+def _filled(values: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run said, and what it could not yet say: keys that came with a later version."""
+    both = {key: (values.get(key), now.get(key)) for key in {**now, **values}}
+    return {
+        key: _filled(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else values.get(key, new)
+        for key, (old, new) in both.items()
+    }
 
 
 def _fill(meta: Meta, trained: Meta, config: RunConfig) -> None:

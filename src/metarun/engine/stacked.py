@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from metarun.types import BUFFERS, Episode, Meta
 
@@ -51,6 +51,16 @@ def mean(sums: Tree, count: int) -> Tree:
 def _each(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
     mapped: Tree = tree_map(function, tree, *others)
     return mapped
+
+
+def slopes(function: Callable[[Meta], tuple[Tensor, Tree]], at: Meta) -> tuple[Meta, Tree]:
+    """The gradient of function's first value. torch.func.grad would record it for another derivative, and keep all."""
+    params = leaves(at)
+    with torch.enable_grad():
+        loss, rest = function(params)
+    flat, spec = tree_flatten(params)
+    found = torch.autograd.grad(loss, flat, materialize_grads=True)
+    return tree_unflatten(list(found), spec), rest
 
 
 def leaves(meta: Meta) -> Meta:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from metarun.types import StepFn
+
+Memory = Literal["graph", "checkpoint", "adjoint"]
 
 
 def unroll_graph(step: StepFn, carry: Any, consts: Any, num_steps: int) -> Any:

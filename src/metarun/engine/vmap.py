@@ -2,55 +2,105 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
+from torch.utils._pytree import tree_map
 
-from metarun.engine.stacked import chunks, kept, learned, mean, num_tasks, total, total_over_tasks
-from metarun.engine.unroll import unroll_graph
-from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net
+from metarun.engine.adjoint import unroll_adjoint, unroll_checkpoint
+from metarun.engine.captured import Captured
+from metarun.engine.compiled import Compiled
+from metarun.engine.stacked import chunks, kept, learned, mean, num_tasks, slopes, tasks, total, total_over_tasks
+from metarun.engine.unroll import Memory, unroll_graph
+from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net, Unroll
 
 CPU_CHUNK = 8  # more fall out of the cache: 177 tasks/s by 8, 137 by 16, conv4 of 32 on 28x28 images, two cores
+IMAGES = 5  # dimensions of x_TSCHW; all tasks of anything smaller fit: sine, 25 tasks, 4 times as fast as by 8
+UNROLL: dict[str, Unroll] = {"graph": unroll_graph, "checkpoint": unroll_checkpoint, "adjoint": unroll_adjoint}
+
+
+@dataclass(frozen=True)
+class Batched(Engine):
+    """An engine and, line by line, what did not go as it was asked to."""
+
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Vmap:
     chunk: int | Literal["auto"] | None  # None: all tasks at once
+    memory: Memory = "graph"
+    compile: Literal["auto", "on", "off"] = "off"  # auto: somebody else decides, and until then it is off
+    cuda_graph: Literal["on", "off"] = "off"
 
     def __post_init__(self) -> None:
         if isinstance(self.chunk, int) and self.chunk < 1:
             raise ValueError(f"chunk={self.chunk}: need at least 1, auto, or null for all tasks at once")
+        if self.memory not in UNROLL:
+            raise ValueError(f"memory={self.memory}: choose one of {', '.join(UNROLL)}")
 
     def size(self, episode: Episode) -> int:
-        if self.chunk == "auto" and episode.support.x.device.type == "cpu":
+        x = episode.support.x
+        if self.chunk == "auto" and x.device.type == "cpu" and x.dim() == IMAGES:
             return min(CPU_CHUNK, num_tasks(episode))
         return self.chunk if isinstance(self.chunk, int) else num_tasks(episode)
 
-    def build(self, algo: Algorithm, net: Net) -> Engine:
-        def summed_loss(params: Meta, buffers: Meta, episode: Episode, step: Tensor) -> tuple[Tensor, Aux]:
-            def one(task: Episode) -> tuple[Tensor, Aux]:
-                return algo.meta_loss(net, {**params, **buffers}, task, step, unroll_graph)
+    def build(self, algo: Algorithm, net: Net) -> Batched:
+        unroll = UNROLL[self.memory]
+        notes: list[str] = []
 
-            losses_T, aux_T = vmap(one)(episode)
-            return losses_T.sum(), total_over_tasks(aux_T)
+        def summed_grad(meta: Meta, part: Episode, now: Tensor) -> tuple[Meta, Aux]:
+            def loss(params: Meta) -> tuple[Tensor, Aux]:
+                def one(task: Episode) -> tuple[Tensor, Aux]:
+                    return algo.meta_loss(net, {**params, **kept(meta)}, task, now, unroll)
+
+                losses_T, aux_T = over_tasks(one, part)
+                return losses_T.sum(), total_over_tasks(aux_T)
+
+            return slopes(loss, learned(meta))
+
+        def outputs(meta: Meta, part: Episode) -> Tensor:
+            def one(task: Episode) -> Tensor:
+                return algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll), task.query.x)
+
+            found: Tensor = over_tasks(one, part)
+            return found
+
+        grad_of = self._executed(summed_grad, notes)
 
         @torch.no_grad()
         def meta_grad(meta: Meta, episode: Episode, step: int) -> tuple[Meta, Aux]:
-            now = torch.tensor(step, device=episode.index.device)
+            now = torch.full((), step, device=episode.index.device)
+            size = self.size(episode)
             sums: tuple[Meta, Aux] | None = None
-            for part in chunks(episode, self.size(episode)):
-                sums = total(sums, grad(summed_loss, has_aux=True)(learned(meta), kept(meta), part, now))
+            for part in chunks(episode, size):
+                sums = total(sums, grad_of(size, part)(meta, part, now))
             assert sums is not None, "an episode stack of no tasks"
             return mean(sums, num_tasks(episode))
 
         @torch.no_grad()
         def scores(meta: Meta, episode: Episode) -> Tensor:
-            def one(task: Episode) -> Tensor:
-                return algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll_graph), task.query.x)
+            size = self.size(episode)
+            return torch.cat([outputs(meta, part) for part in chunks(episode, size)])
 
-            return torch.cat([vmap(one)(part) for part in chunks(episode, self.size(episode))])
+        return Batched(meta_grad, scores, notes)
 
-        return Engine(meta_grad, scores)
+    def _executed(self, function: Callable[..., Any], notes: list[str]) -> Callable[[int, Episode], Callable[..., Any]]:
+        """Which form of `function` a chunk goes through: a last one that is smaller is not worth compiling for."""
+        fast = function
+        if self.compile == "on":
+            fast = Compiled(fast, notes.append)
+        if self.cuda_graph == "on":
+            fast = Captured(fast)
+        return lambda size, part: fast if num_tasks(part) == size else function
+
+
+def over_tasks(function: Callable[[Episode], Any], episode: Episode) -> Any:
+    if num_tasks(episode) > 1:
+        return vmap(function)(episode)
+    # One task needs no grouped convolutions.
+    return tree_map(lambda value: value.unsqueeze(0), function(next(tasks(episode))))

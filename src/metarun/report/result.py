@@ -14,8 +14,8 @@ from torch import Tensor
 
 from metarun.assemble import Parts
 from metarun.config import RunConfig
-from metarun.data.sources.sine import SineTasks
 from metarun.data.tasks import Classes, Tasks
+from metarun.data.waves import SineTasks
 from metarun.evaluate import MEASURE, Score, evaluate, summarise
 from metarun.report import plots
 from metarun.rundir import RunDir, write_text
