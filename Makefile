@@ -37,7 +37,7 @@ lint: $(STAMP)  ## ruff: rules and format
 types: $(STAMP)  ## mypy over src, tests and scripts
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## the engines side by side on this machine
+bench: $(STAMP)  ## metarun and its peers side by side on this machine, into docs/speed.md (make bench ARGS="--only W4")
 	@$(BIN)/python scripts/bench.py $(ARGS)
 
 clean:  ## remove .venv and caches; outputs/ stays

@@ -1,73 +1,124 @@
-"""Time a meta-step under every engine, in turn, in one process: only the ratios mean anything on a shared machine.
+"""Meta-steps of metarun's engines and of the libraries one could use instead, side by side on this machine.
 
-python scripts/bench.py [algo=anil task=20w1s ...]      overrides as for metarun; the default run's shapes without
+make bench                                     all workloads: docs/speed.json and docs/speed.md
+make bench ARGS="--only W4,W5 --rounds 5"      some of them, into outputs/bench
+make bench ARGS="--engines vmap,learn2learn"   some contenders alone
+make bench ARGS="--device cuda"                on a GPU: docs/speed_cuda.json and .md
+make bench ARGS="accuracy"                     seconds to 95 % validation accuracy on real Omniglot, beside them
+make bench ARGS="table"                        docs/speed.md anew from docs/speed.json
+make bench ARGS="--quick"                      tiny networks and two rounds: does it work at all?
+
+Every contender must give the float64 meta-gradient of the plain autograd loop, or it is listed as wrong and not timed.
+All run in one process, one after the other in every round, with the same threads and the same allocator. What a peer
+needs and metarun does not is installed into .bench/, once.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import datetime
+import json
+import os
+import shlex
 import sys
-import time
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+from speed import accuracy, environment, machine, measure, report
+from speed.workloads import chosen
 
-from metarun.assemble import assemble, open_data
-from metarun.compose import compose
-from metarun.config import RunConfig, load
-from metarun.errors import ConfigError
-from metarun.track.console import say
-from metarun.types import Episode, Meta
+ROOT = Path(__file__).parents[1]
+ROUNDS, QUICK_ROUNDS = 9, 2
+QUICK_ENGINES = "vmap,loop,learn2learn,higher,torchopt,autograd"  # those that need no compiler and no process
 
-ENGINES = ("vmap", "loop", "l2l")
-ROUNDS = 7
-MEASURED_S = 0.2  # per engine and round, at least
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", nargs="?", choices=("speed", "accuracy", "table"), default="speed")
+    parser.add_argument("--only", default="", help="workloads: W4 for all of its kind, W4-1step for one")
+    parser.add_argument("--engines", default="", help="contenders, by the names in the table")
+    parser.add_argument("--rounds", type=int, help=f"{ROUNDS} unless said, {QUICK_ROUNDS} with --quick")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="all cores unless said")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder; docs for the whole table, else outputs/bench")
+    parser.add_argument("--target", type=float, default=accuracy.TARGET, help="accuracy: what is to be reached")
+    parser.add_argument("--patience", type=float, default=accuracy.PATIENCE_S, help="accuracy: seconds at most")
+    return parser.parse_args(words)
+
+
+def listed(words: str) -> list[str]:
+    return [word for word in words.split(",") if word]
 
 
 def main(words: list[str]) -> int:
-    steps: dict[str, Callable[[], object]] = {}
-    for engine in ENGINES:
-        composed = compose([*words, f"engine={engine}", "track=local"])
-        config = load(composed.plain, composed.choices)
-        try:
-            steps[engine] = prepare(config)
-        except ConfigError as error:
-            say(f"{engine:<6} left out: {error}")
-    times: dict[str, list[float]] = {engine: [] for engine in steps}
-    for round_ in range(ROUNDS + 1):
-        for engine, step in steps.items():
-            took = seconds(step, config.device)
-            if round_:  # the first warms up
-                times[engine].append(took)
-        say(f"round {round_} of {ROUNDS}")
-    tasks, slowest = config.train.meta_batch, statistics.median(times["loop"])
-    machine = f"{config.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    say(f"{config.choices['algo']} {config.experiment} {config.choices['model']}, {tasks} tasks a step, {machine}")
-    for engine, measured in times.items():
-        middle = statistics.median(measured)
-        spread = f"{1000 * min(measured):.0f} to {1000 * max(measured):.0f}"
-        pace = f"{tasks / middle:7.0f} tasks/s  {slowest / middle:5.2f} x loop"
-        say(f"{engine:<6} {1000 * middle:7.1f} ms a step ({spread})  {pace}")
+    asked = arguments(words)
+    whole = not (asked.only or asked.engines or asked.quick)
+    folder = asked.out or (ROOT / "docs" if whole else ROOT / "outputs" / "bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "speed" if asked.device == "cpu" else f"speed_{asked.device}"
+    stored, reached, shown = (folder / f"{name}{end}" for end in (".json", "_accuracy.json", ".md"))
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU")
+    command = " ".join(["scripts/bench.py", *map(shlex.quote, words)])
+    if asked.mode == "speed":
+        write(stored, speed(asked, command))
+    elif asked.mode == "accuracy":
+        limits = accuracy.Limits(asked.target, asked.patience, asked.device, asked.quick)
+        write(reached, {"command": command, **accuracy.measured(limits, say)})
+    if stored.exists():
+        shown.write_text(report.markdown(read(stored), read(reached) if reached.exists() else None))
+        say(str(shown))
     return 0
 
 
-def prepare(config: RunConfig) -> Callable[[], object]:
-    data = open_data(config, say)
-    parts = assemble(config, data)
-    tasks = data.tasks("train", config.task.train, config.seed)
-    episode: Episode = tasks(torch.arange(config.train.meta_batch))
-    meta: Meta = parts.meta
-    return lambda: parts.engine.meta_grad(meta, episode, 0)
+def write(file: Path, found: dict[str, Any]) -> None:
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    say(str(file))
 
 
-def seconds(step: Callable[[], object], device: torch.device) -> float:
-    start, count = time.perf_counter(), 0
-    while count == 0 or time.perf_counter() - start < MEASURED_S:
-        step()
-        count += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    return (time.perf_counter() - start) / count
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def speed(asked: argparse.Namespace, command: str) -> dict[str, Any]:
+    device = torch.device(asked.device)
+    pages_kept = machine.settle(asked.threads)
+    environment.prepare(say)
+    workloads = chosen(listed(asked.only))
+    rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
+    limit = machine.limit_gflops(device, asked.quick)
+    say(f"limit: {limit:.0f} GFLOP/s")
+    plan = measure.Plan(
+        device=device,
+        threads=asked.threads,
+        rounds=rounds,
+        quick=asked.quick,
+        memory=not (asked.no_memory or asked.quick),
+        engines=listed(asked.engines or (QUICK_ENGINES if asked.quick else "")),
+        limit_gflops=limit,
+        say=say,
+    )
+    rows = []
+    for workload in workloads:
+        rows.append(measure.measured(workload, plan))
+        say("\n".join(report.table(rows[-1:])))
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "machine": machine.described(device, pages_kept),
+        "limit_gflops": limit,
+        "rounds": rounds,
+        "quick": asked.quick,
+        "rows": rows,
+    }
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":
