@@ -1,7 +1,7 @@
 """Meta-steps of metarun's engines and of the libraries one could use instead, side by side on this machine.
 
 make bench                                     all workloads: docs/speed.json and docs/speed.md
-make bench ARGS="--only W4,W5 --rounds 5"      some of them, into outputs/bench
+make bench ARGS="--only W4,W5 --rounds 5"      all W4-... and W5 alone, into outputs/bench
 make bench ARGS="--engines vmap,learn2learn"   some contenders alone
 make bench ARGS="--device cuda"                on a GPU: docs/speed_cuda.json and .md
 make bench ARGS="accuracy"                     seconds to 95 % validation accuracy on real Omniglot, beside them
@@ -21,6 +21,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def main(words: list[str]) -> int:
         raise SystemExit("--device cuda: torch sees no GPU")
     command = " ".join(["scripts/bench.py", *map(shlex.quote, words)])
     if asked.mode == "speed":
-        write(stored, speed(asked, command))
+        for found in speed(asked, command):
+            write(stored, found)  # after every workload: hours are not lost to the last of them
     elif asked.mode == "accuracy":
         limits = accuracy.Limits(asked.target, asked.patience, asked.device, asked.quick)
         write(reached, {"command": command, **accuracy.measured(limits, say)})
@@ -84,7 +86,7 @@ def read(file: Path) -> dict[str, Any]:
     return found
 
 
-def speed(asked: argparse.Namespace, command: str) -> dict[str, Any]:
+def speed(asked: argparse.Namespace, command: str) -> Iterator[dict[str, Any]]:
     device = torch.device(asked.device)
     pages_kept = machine.settle(asked.threads)
     environment.prepare(say)
@@ -102,19 +104,19 @@ def speed(asked: argparse.Namespace, command: str) -> dict[str, Any]:
         limit_gflops=limit,
         say=say,
     )
-    rows = []
-    for workload in workloads:
-        rows.append(measure.measured(workload, plan))
-        say("\n".join(report.table(rows[-1:])))
-    return {
+    found: dict[str, Any] = {
         "command": command,
         "date": datetime.date.today().isoformat(),
         "machine": machine.described(device, pages_kept),
         "limit_gflops": limit,
         "rounds": rounds,
         "quick": asked.quick,
-        "rows": rows,
+        "rows": [],
     }
+    for workload in workloads:
+        found["rows"].append(measure.measured(workload, plan))
+        say("\n".join(report.table(found["rows"][-1:])))
+        yield found
 
 
 def say(text: str) -> None:

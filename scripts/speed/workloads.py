@@ -105,12 +105,13 @@ WORKLOADS = {
 
 
 def chosen(wanted: list[str]) -> list[Workload]:
-    """By name, or by what stands before the dash."""
+    """By name; a name before the dash that is none by itself means all that start so."""
     known = {*WORKLOADS, *(name.partition("-")[0] for name in WORKLOADS)}
     unknown = sorted(set(wanted) - known)
     if unknown:
         raise SystemExit(f"--only {','.join(unknown)}: no such workload ({', '.join(WORKLOADS)})")
-    return [w for w in WORKLOADS.values() if not wanted or w.name in wanted or w.name.partition("-")[0] in wanted]
+    kinds = {word for word in wanted if word not in WORKLOADS}
+    return [w for w in WORKLOADS.values() if not wanted or w.name in wanted or w.name.partition("-")[0] in kinds]
 
 
 @cache
