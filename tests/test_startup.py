@@ -104,6 +104,7 @@ def test_the_compiler_comes_late() -> None:
             for use in (
                 "import torch._dynamo.config\ncompiled = torch.compile(grad(f), backend='eager')",
                 "import torch._inductor.config\ncompiled = torch._dynamo.optimize('eager')(grad(f))",
+                "from metarun.startup import load_compiler\nload_compiler()\n"
                 "from torch._dynamo.utils import counters\ncompiled = torch.compile(grad(f), backend='eager')",
                 "from torch.fx.experimental.symbolic_shapes import ShapeEnv\n"
                 "compiled = torch.compile(f, backend='eager')",

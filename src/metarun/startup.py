@@ -56,6 +56,14 @@ def load_torch() -> None:
         torch.fx.experimental.symbolic_shapes = shapes
 
 
+def load_compiler() -> None:
+    """For good, before a part of it is asked for by name, which would be loaded a second time."""
+    for name in (COMPILER, SHAPES):
+        module = sys.modules.get(name)
+        if isinstance(module, Postponed):
+            module.real()
+
+
 def of_compiler() -> dict[str, Any]:
     def graph_break() -> None:
         """Where a compiled function would be cut."""

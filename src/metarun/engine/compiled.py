@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metarun.engine.convolution import ClosedConvolutions
+from metarun.startup import load_compiler
 
 Result = TypeVar("Result")
 MOST_SHAPES = 4  # compiled for one function; each costs seconds to minutes, and shapes that vary never end
@@ -44,6 +45,8 @@ class Compiled(Generic[Result]):
 def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable[..., Result]:
     """`function` for args of these shapes. It never looks at shapes again."""
     from torch._guards import TracingContext, tracing  # slow to import, as are the others
+
+    load_compiler()
     from torch._inductor import compile as inductor
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
