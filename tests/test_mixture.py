@@ -12,6 +12,7 @@ import torch
 from metarun.cli import main
 from metarun.compose import compose
 from metarun.config import load
+from metarun.data.fit import check_fit
 from metarun.data.mixture import Mixture
 from metarun.data.pool import DataError, Pool
 from metarun.data.turns import MixtureData, open_mixture
@@ -88,6 +89,24 @@ def test_batches_number_all_training_classes_of_all() -> None:
     labels = torch.cat([episode.support.y, episode.query.y], dim=1)
     assert set(labels[0::2].flatten().tolist()) == set(range(15))
     assert set(labels[1::2].flatten().tolist()) == set(range(15, 30))
+
+
+def test_a_task_has_to_fit_into_every_member() -> None:
+    """Also where the member of the smallest classes has groups of the size that is asked for."""
+
+    class Halves(Source):
+        def load(self, say: object) -> Pool:
+            pool = super().load(say)
+            return pool._replace(groups=tuple(f"g{number // 5}" for number in range(CLASSES)))
+
+    sources, names = {"a": Source("none"), "b": Halves("none")}, ("a", "b")
+    data = open_mixture(Mixture(sources, names, names, names, SIZE, 1), CPU, torch.float64, lambda _: None, None)
+    assert [room.groups for room in data.rooms("train")] == [(15,), (5, 5, 5)]
+    for ways, sampler, place in ((15, "group_as_task", 1), (5, "group_as_task", 0), (6, "within_group", 1)):
+        asked, fits = shape(ways, 1, 1, sampler=sampler), data.rooms("train")[1 - place]
+        check_fit("task", asked, "train", fits)
+        with pytest.raises(ConfigError, match=f"sampler={sampler}"):
+            check_fit("task", asked, "train", data.rooms("train")[place])
 
 
 def test_features_do_not_mix_with_pictures() -> None:

@@ -196,10 +196,9 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
 def check_room(config: RunConfig, data: Data, splits: Sequence[Split]) -> None:
     """Whether each split can hold the tasks asked of it."""
     for split in splits:
-        if split == "train":
-            check_fit("task.train", config.task.train, split, data.room(split))
-        else:
-            check_fit("task", config.task.test, split, data.room(split))
+        prefix, shape = ("task.train", config.task.train) if split == "train" else ("task", config.task.test)
+        for room in data.rooms(split):
+            check_fit(prefix, shape, split, room)
 
 
 def _check_match(config: RunConfig) -> None:

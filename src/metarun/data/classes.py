@@ -50,9 +50,9 @@ class ClassData:
     def classes(self) -> dict[Split, Tensor]:
         return {split: section.classes for split, section in self.sections.items()}
 
-    def room(self, split: Split) -> Room:
+    def rooms(self, split: Split) -> tuple[Room, ...]:
         section = self.sections[split]
-        return Room(len(section.classes), section.fewest, section.smallest, tuple(section.sizes.tolist()))
+        return (Room(len(section.classes), section.fewest, section.smallest, tuple(section.sizes.tolist())),)
 
     def tasks(self, split: Split, shape: TaskShape, seed: int) -> Tasks:
         return ClassTasks(self, split, shape, seed)

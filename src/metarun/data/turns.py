@@ -35,12 +35,8 @@ class MixtureData:
             for split in ("train", "val", "test")
         }
 
-    def room(self, split: Split) -> Room:
-        """Of the tightest member; for batches all classes count, and are counted there."""
-        rooms = [self.members[name].room(split) for name in self.source.of(split)]
-        least = min(rooms, key=lambda room: room.items or 0)
-        groups = min((room.groups for room in rooms), key=lambda sizes: max(sizes, default=0))
-        return Room(min(room.classes or 0 for room in rooms), least.items, least.smallest, groups)
+    def rooms(self, split: Split) -> tuple[Room, ...]:
+        return tuple(room for name in self.source.of(split) for room in self.members[name].rooms(split))
 
     @property
     def training_classes(self) -> int:

@@ -23,8 +23,8 @@ class SineData:
     kind: Kind = "values"
     item: tuple[int, ...] = (1,)
 
-    def room(self, split: Split) -> Room:
-        return Room(None, None)
+    def rooms(self, split: Split) -> tuple[Room, ...]:
+        return (Room(None, None),)
 
     def tasks(self, split: Split, shape: TaskShape, seed: int) -> Tasks:
         return SineTasks(self, SPLITS.index(split), shape, seed)
