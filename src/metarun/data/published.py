@@ -6,11 +6,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 from metarun.data.fetch import fetch
+from metarun.data.pack import Copies
+from metarun.data.pictures import Filter, Fit
 from metarun.data.pool import DataError, Pool, Say, cache_root
 
 if TYPE_CHECKING:
@@ -56,6 +59,35 @@ class Published(Protocol):
     def load(self, say: Callable[[str], None]) -> Pool: ...
 
 
+@dataclass(frozen=True)
+class ColourPictures:
+    """What published sets of colour pictures have in common."""
+
+    kind: ClassVar[Kind] = "classes"
+    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
+    folder_name: ClassVar[str]
+
+    root: str | None  # folder that holds the data set's; None: METARUN_DATA, else data/ in the cache folder
+    mirrors: tuple[str, ...]  # folders on the web
+    size: int  # pixels
+    resize: Filter
+    fit: Fit
+    copies: Copies
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rotations: Literal["none", "train", "all"]
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size}: needs 1 pixel or more")
+
+    def lists(self) -> dict[Split, list[str]]:
+        return class_list(self.folder_name)
+
+    def counts(self) -> dict[Split, int]:
+        return {split: len(names) for split, names in self.lists().items()}
+
+
 def home(source: Published) -> Path:
     """The data set's folder: below data.root, else METARUN_DATA, else data/ in the cache folder."""
     root = source.root or os.environ.get("METARUN_DATA")
@@ -91,6 +123,12 @@ def by_hand(source: Published) -> str:
     """What a person has to do: which files, from which page, into which folder."""
     ways = " or ".join(", ".join(file.path for file in edition.files) for edition in source.editions())
     return f"get {ways} from {source.facts.page} and put it into {home(source)}"
+
+
+def tarred(mirrors: Sequence[str], archive: str, md5: str | None, folder: str) -> tuple[Edition, ...]:
+    """One archive, or the folder that comes out of it."""
+    packages = (File(archive, at(mirrors, archive), md5),)
+    return Edition("archive", packages), Edition("unpacked", (File(f"{folder}/"),))
 
 
 def at(mirrors: Sequence[str], name: str) -> tuple[str, ...]:

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from metarun.data import archive
 from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Fit
+from metarun.data.pack import digest, packed
 from metarun.data.pool import DataError, Pool
-from metarun.data.published import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.published import ColourPictures, Edition, Facts, home, obtain, tarred
 
 if TYPE_CHECKING:  # types.py imports torch
-    from metarun.types import Kind, Split
+    pass
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
 FOLDER = "fgvc-aircraft-2013b"
@@ -31,9 +30,7 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Aircraft:
-    kind: ClassVar[Kind] = "classes"
-    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
+class Aircraft(ColourPictures):
     folder_name: ClassVar[str] = "aircraft"
     facts: ClassVar[Facts] = Facts(
         "non-commercial research only; the images belong to their photographers",
@@ -42,38 +39,18 @@ class Aircraft:
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     )
 
-    root: str | None
-    mirrors: tuple[str, ...]
     md5: str | None
     classes: int
     images: int
-    size: int  # pixels
-    resize: Filter
-    fit: Fit
     crop: Literal["bounding_box", "banner", "none"]
-    copies: Copies
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rotations: Literal["none", "train", "all"]
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size}: use 1 pixel or more")
-
-    def counts(self) -> dict[Split, int]:
-        return {split: len(names) for split, names in class_list("aircraft").items()}
 
     def editions(self) -> tuple[Edition, ...]:
-        name = f"{FOLDER}.tar.gz"
-        return (
-            Edition("archive", (File(name, at(self.mirrors, name), self.md5),)),
-            Edition("unpacked", (File(f"{FOLDER}/"),)),
-        )
+        return tarred(self.mirrors, f"{FOLDER}.tar.gz", self.md5, FOLDER)
 
     def load(self, say: Callable[[str], None]) -> Pool:
         key = digest(RECIPE, self.md5, self.classes, self.images, self.crop, self.size, self.resize, self.fit)
         pack = packed(f"aircraft-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(class_list("aircraft"), "the split of Meta-Dataset"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.copies, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         path = home(self) / obtain(self, say).files[0].path

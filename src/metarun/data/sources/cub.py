@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from metarun.data import archive
 from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Fit
+from metarun.data.pack import digest, packed
 from metarun.data.pool import DataError, Pool
-from metarun.data.published import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.published import ColourPictures, Edition, Facts, class_list, home, obtain, tarred
 
 if TYPE_CHECKING:  # types.py imports torch
-    from metarun.types import Kind, Split
+    from metarun.types import Split
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
 LISTS = {"meta_dataset": "cub_140", "closer_look": "cub_100"}
@@ -30,9 +29,7 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Cub:
-    kind: ClassVar[Kind] = "classes"
-    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
+class Cub(ColourPictures):
     folder_name: ClassVar[str] = "cub"
     facts: ClassVar[Facts] = Facts(
         "not stated; its page asks for non-commercial research and education, and says that it does not own the images",
@@ -41,42 +38,24 @@ class Cub:
         "https://data.caltech.edu/records/65de6-vp158",
     )
 
-    root: str | None
-    mirrors: tuple[str, ...]
     md5: str | None
     classes: int
     images: int
-    size: int  # pixels
-    resize: Filter
-    fit: Fit
     crop: Literal["bounding_box", "none"]
     drop_imagenet_copies: bool
     split: Literal["meta_dataset", "closer_look"]
-    copies: Copies
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rotations: Literal["none", "train", "all"]
 
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size}: use 1 pixel or more")
-
-    def counts(self) -> dict[Split, int]:
-        return {split: len(names) for split, names in class_list(LISTS[self.split]).items()}
+    def lists(self) -> dict[Split, list[str]]:
+        return class_list(LISTS[self.split])
 
     def editions(self) -> tuple[Edition, ...]:
-        name = f"{FOLDER}.tgz"
-        return (
-            Edition("archive", (File(name, at(self.mirrors, name), self.md5),)),
-            Edition("unpacked", (File(f"{FOLDER}/"),)),
-        )
+        return tarred(self.mirrors, f"{FOLDER}.tgz", self.md5, FOLDER)
 
     def load(self, say: Callable[[str], None]) -> Pool:
         data = (self.md5, self.classes, self.images, self.drop_imagenet_copies)
         key = digest(RECIPE, *data, self.crop, self.size, self.resize, self.fit)
         pack = packed(f"cub-{key}", lambda: self._contents(say), say)
-        names = class_list(LISTS[self.split])
-        return pack.pool(pack.numbers(names, f"data.split={self.split}"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), f"data.split={self.split}"), self.copies, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         path = home(self) / obtain(self, say).files[0].path

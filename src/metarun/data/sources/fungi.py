@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from metarun.data import archive
 from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Fit, Look
+from metarun.data.pack import digest, packed
+from metarun.data.pictures import Look
 from metarun.data.pool import DataError, Pool, Say
-from metarun.data.published import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.published import ColourPictures, Edition, Facts, File, at, home, obtain
 
 if TYPE_CHECKING:  # types.py imports torch
-    from metarun.types import Kind, Split
+    pass
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
 IMAGES, LABELS = "fungi_train_val.tgz", "train_val_annotations.tgz"
@@ -24,9 +24,7 @@ PARTS = ("train.json", "val.json")
 
 
 @dataclass(frozen=True)
-class Fungi:
-    kind: ClassVar[Kind] = "classes"
-    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
+class Fungi(ColourPictures):
     folder_name: ClassVar[str] = "fungi"
     facts: ClassVar[Facts] = Facts(
         "the competition's terms: non-commercial research and education, no passing on of the images",
@@ -35,26 +33,10 @@ class Fungi:
         "https://github.com/visipedia/fgvcx_fungi_comp",
     )
 
-    root: str | None
-    mirrors: tuple[str, ...]
     images_md5: str | None
     labels_md5: str | None
     classes: int
     images: int
-    size: int  # pixels
-    resize: Filter
-    fit: Fit
-    copies: Copies
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rotations: Literal["none", "train", "all"]
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size}: use 1 pixel or more")
-
-    def counts(self) -> dict[Split, int]:
-        return {split: len(names) for split, names in class_list("fungi").items()}
 
     def editions(self) -> tuple[Edition, ...]:
         images, labels = ((IMAGES, self.images_md5), (LABELS, self.labels_md5))
@@ -65,7 +47,7 @@ class Fungi:
         data = (self.images_md5, self.labels_md5, self.classes, self.images)
         key = digest(RECIPE, *data, self.size, self.resize, self.fit)
         pack = packed(f"fungi-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(class_list("fungi"), "the split of Meta-Dataset"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.copies, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         edition = obtain(self, say)

@@ -9,20 +9,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Fit, Look, in_order
+from metarun.data.pack import digest, packed
+from metarun.data.pictures import Look, in_order
 from metarun.data.pool import DataError, Pool, Say
-from metarun.data.published import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.published import ColourPictures, Edition, Facts, File, at, class_list, home, obtain
 from metarun.data.unpickle import load, read
 
 if TYPE_CHECKING:  # types.py imports torch
-    from metarun.types import Kind, Split
+    from metarun.types import Split
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
 LIST = "mini_imagenet_ravi"
@@ -32,34 +32,22 @@ VALIDATION = {"train": "train", "val": "validation", "test": "test"}  # as learn
 
 
 @dataclass(frozen=True)
-class MiniImagenet:
-    kind: ClassVar[Kind] = "classes"
-    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
+class MiniImagenet(ColourPictures):
     facts: ClassVar[Facts] = Facts(
         "ImageNet's terms: non-commercial research and education", 60000, 1270, "https://zenodo.org/records/7978538"
     )
     folder_name: ClassVar[str] = "mini-imagenet"
 
-    root: str | None  # folder that holds mini-imagenet/; None: METARUN_DATA, else data/ in the cache folder
-    mirrors: tuple[str, ...]  # folders on the web that hold mini-imagenet-cache-{train,validation,test}.pkl
     archive_md5: str  # of mini-imagenet.tar.gz
     images_per_class: int
-    size: int  # pixels
-    resize: Filter
-    fit: Fit
-    copies: Copies
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rotations: Literal["none", "train", "all"]
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size}: needs 1 pixel or more; published are 84")
+        super().__post_init__()
         if self.images_per_class < 1:
             raise ValueError(f"images_per_class={self.images_per_class}: needs 1 or more; published are 600")
 
-    def counts(self) -> dict[Split, int]:
-        return {split: len(names) for split, names in class_list(LIST).items()}
+    def lists(self) -> dict[Split, list[str]]:
+        return class_list(LIST)
 
     def editions(self) -> tuple[Edition, ...]:
         named = [f"mini-imagenet-cache-{name}.pkl" for name in VALIDATION.values()]

@@ -7,20 +7,20 @@ import pickletools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Fit, Look, in_order
+from metarun.data.pack import digest, packed
+from metarun.data.pictures import Look, in_order
 from metarun.data.pool import DataError, Pool, Say
-from metarun.data.published import Edition, Facts, File, at, home, obtain
+from metarun.data.published import ColourPictures, Edition, Facts, File, at, home, obtain
 from metarun.data.unpickle import load
 
 if TYPE_CHECKING:  # types.py imports torch
-    from metarun.types import Kind, Split
+    from metarun.types import Split
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -56,30 +56,18 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class TieredImagenet:
-    kind: ClassVar[Kind] = "classes"
-    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
+class TieredImagenet(ColourPictures):
     facts: ClassVar[Facts] = Facts(
         "ImageNet's terms: non-commercial research and education", 779165, 12900, "https://zenodo.org/records/7978538"
     )
     folder_name: ClassVar[str] = "tiered-imagenet"
 
-    root: str | None  # folder that holds tiered-imagenet/; None: METARUN_DATA, else data/ in the cache folder
-    mirrors: tuple[str, ...]  # folders on the web that hold tiered-imagenet-{train,val,test}_*.pkl
     images: tuple[int, int, int]  # of train, val, test, as all three below
     classes: tuple[int, int, int]
     superclasses: tuple[int, int, int]
-    size: int  # pixels
-    resize: Filter
-    fit: Fit
-    copies: Copies
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rotations: Literal["none", "train", "all"]
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size}: needs 1 pixel or more; published are 84")
+        super().__post_init__()
         if min(self.classes) < 1:
             raise ValueError(f"classes={list(self.classes)}: each split needs 1 or more; published are [351, 97, 160]")
 

@@ -7,20 +7,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data import archive
 from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Fit, Look
+from metarun.data.pack import digest, packed
+from metarun.data.pictures import Look
 from metarun.data.pool import DataError, Pool
-from metarun.data.published import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.published import ColourPictures, Edition, Facts, File, at, home, obtain
 
 if TYPE_CHECKING:  # types.py imports torch
-    from metarun.types import Kind, Split
+    pass
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
 IMAGES, LABELS = "102flowers.tgz", "imagelabels.mat"
@@ -32,32 +32,14 @@ NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8
 
 
 @dataclass(frozen=True)
-class VggFlower:
-    kind: ClassVar[Kind] = "classes"
-    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
+class VggFlower(ColourPictures):
     folder_name: ClassVar[str] = "vgg_flower"
     facts: ClassVar[Facts] = Facts("not stated", 8_189, 345, "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/")
 
-    root: str | None
-    mirrors: tuple[str, ...]
     images_md5: str | None
     labels_md5: str | None
     classes: int
     images: int
-    size: int  # pixels
-    resize: Filter
-    fit: Fit
-    copies: Copies
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rotations: Literal["none", "train", "all"]
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size}: use 1 pixel or more")
-
-    def counts(self) -> dict[Split, int]:
-        return {split: len(names) for split, names in class_list("vgg_flower").items()}
 
     def editions(self) -> tuple[Edition, ...]:
         labels = File(LABELS, at(self.mirrors, LABELS), self.labels_md5)
@@ -70,7 +52,7 @@ class VggFlower:
         data = (self.images_md5, self.labels_md5, self.classes, self.images)
         key = digest(RECIPE, *data, self.size, self.resize, self.fit)
         pack = packed(f"vgg_flower-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(class_list("vgg_flower"), "the split of Meta-Dataset"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.copies, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         path = home(self) / obtain(self, say).files[0].path
