@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, max_pool2d
+from torch.utils._pytree import tree_leaves
 
 from metarun.algos.protonet import ProtoNet
 from metarun.engine import compiled
+from metarun.engine.closed import Closed
 from metarun.engine.compiled import Compiled
-from metarun.engine.convolution import ClosedConvolutions
 from metarun.engine.vmap import Vmap
 from small import SEED, distance, episodes, grown, maml, metasgd, network
 from test_contract import prepared
@@ -121,30 +122,71 @@ def test_shapes_without_end_are_not_compiled(monkeypatch: pytest.MonkeyPatch) ->
     assert len(notes) == 1
 
 
-@pytest.mark.parametrize(
-    "sizes", [{}, {"stride": 2, "padding": 1}, {"padding": (1, 0), "dilation": (1, 2)}, {"groups": 2}]
-)
-@pytest.mark.parametrize("tasks", [False, True])
-def test_convolutions_closed_under_differentiation(sizes: dict[str, Any], tasks: bool) -> None:
-    """Value, gradient and second derivatives are torch's."""
-    dice = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 2, 4, 7, 6, generator=dice).double()
-    w = torch.randn(3, 4, 4 // sizes.get("groups", 1), 3, 3, generator=dice).double()
-    b = torch.randn(3, 4, generator=dice).double()
+def second_order(function: Any, *args: Tensor) -> list[Tensor]:
+    """Values, first and second derivatives of functions of several tensors, for a stack of tasks."""
+    places = tuple(range(len(args)))
 
-    def value(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return conv2d(x, w, b, **sizes).sin().sum()
+    def value(*args: Tensor) -> Tensor:
+        total: Tensor = function(*args).sin().sum()
+        return total
 
-    def pulled(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        parts = [(d.square() * d).sum() for d in grad(value, argnums=(0, 1, 2))(x, w, b)]
-        return torch.stack(parts).sum()
+    def pulled(*args: Tensor) -> Tensor:
+        return torch.stack([(d.square() * d).sum() for d in grad(value, argnums=places)(*args)]).sum()
 
-    def all_of(x: Tensor, w: Tensor, b: Tensor) -> Any:
-        return value(x, w, b), jacrev(value, argnums=(0, 1, 2))(x, w, b), grad(pulled, argnums=(0, 1, 2))(x, w, b)
+    def all_of(*args: Tensor) -> Any:
+        return value(*args), jacrev(value, argnums=places)(*args), grad(pulled, argnums=places)(*args)
 
-    run = vmap(all_of) if tasks else lambda x, w, b: all_of(x[0], w[0], b[0])
-    expected = run(x, w, b)
-    with ClosedConvolutions():
-        found = run(x, w, b)
-    for a, e in zip((found[0], *found[1], *found[2]), (expected[0], *expected[1], *expected[2]), strict=True):
+    def alone(*args: Tensor) -> Any:
+        return all_of(*(arg[0] for arg in args))
+
+    found = [*tree_leaves(vmap(all_of)(*args)), *tree_leaves(alone(*args))]
+    assert all(isinstance(value, Tensor) for value in found)
+    return found
+
+
+def same_closed(function: Any, *args: Tensor) -> None:
+    expected = second_order(function, *args)
+    with Closed():
+        found = second_order(function, *args)
+    for a, e in zip(found, expected, strict=True):
         assert torch.allclose(a, e, rtol=1e-11, atol=1e-11)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).double()
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"stride": 2, "padding": 1}, {"padding": (1, 0), "dilation": (1, 2), "stride": (1, 2)}, {"groups": 2}]
+)
+@pytest.mark.parametrize("channels", [4, 2])  # a group's are one, then
+@pytest.mark.parametrize("images", [1, 3])  # few pixels, and more
+def test_convolutions_closed_under_differentiation(sizes: dict[str, Any], channels: int, images: int) -> None:
+    """Value, gradient and second derivatives are torch's."""
+    inner = channels // 2
+    x, w, b = drawn(2, images, channels, 7, 6), drawn(2, 4, inner, 3, 3), drawn(2, 4)
+    if "groups" not in sizes:
+        x = x[:, :, :inner]  # one channel in all, or two
+    same_closed(lambda x, w, b: conv2d(x, w, b, **sizes), x, w, b)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (2, 3)])
+def test_max_pooling_closed_under_differentiation(size: tuple[int, int]) -> None:
+    same_closed(lambda x: max_pool2d(x, 2), drawn(2, 3, 2, *size))
+
+
+def test_of_equal_values_the_first_is_pooled() -> None:
+    """Like torch's own: real pictures have patches of one colour."""
+    x = torch.tensor([[1.0, 1, 0, 2], [1, 1, 2, 2], [0, 3, 5, 4], [3, 3, 5, 5]], dtype=torch.float64)
+    same_closed(lambda x, w: max_pool2d(x * w, 2), x.expand(2, 1, 1, 4, 4), drawn(2, 1, 1, 4, 4).sign())
+
+
+@pytest.mark.parametrize("options", [{"stride": 1}, {"padding": 1}, {"ceil_mode": True}])
+def test_other_pooling_is_torchs(options: dict[str, Any]) -> None:
+    same_closed(lambda x: max_pool2d(x, 2, **options), drawn(2, 3, 2, 5, 5))
+
+
+@pytest.mark.parametrize("dims", [[0], [0, 2, 3], [1, 2]])
+def test_moments_closed_under_differentiation(dims: list[int]) -> None:
+    same_closed(lambda x: torch.cat([v.flatten() for v in torch.var_mean(x, dims, correction=0)]), drawn(2, 3, 2, 4, 5))
+    same_closed(lambda x: torch.cat([v.flatten() for v in torch.var_mean(x, dims)]), drawn(2, 3, 2, 4, 5))

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
+from torch.nn.functional import max_pool2d, relu
 
+from metarun.models.conv4 import Block
 from metarun.models.functional import FunctionalNet, assemble, build, locate, quiet_import, split_head
 from metarun.models.layers import BatchNorm, norm_layer
 from small import CONV, LIBRARY, MLP, MODELS, RESNET, WAYS, conv, dense, distance, episodes, network
@@ -35,6 +37,36 @@ def test_batch_norm_is_torchs(shape: tuple[int, ...]) -> None:
     theirs.running_mean, theirs.running_var = torch.rand(4).double(), torch.rand(4).double()
     ours.given = theirs.running_mean, theirs.running_var
     assert distance(ours(x), theirs(x)) < 1e-13
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("size", [(6, 6), (5, 7)])
+def test_pooling_before_the_norm_is_pooling_after_it(size: tuple[int, int], given: bool) -> None:
+    """Values, what was seen, and both derivatives, whatever the signs of the scales."""
+    torch.manual_seed(0)
+    block = Block(2, 6, 1, "batch", 1e-5, 0.1).double()
+    norm = block.norm
+    assert isinstance(norm, BatchNorm)
+    assert norm.weight is not None
+    assert norm.bias is not None
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    assert 0 < (norm.weight < 0).sum() < 6
+    x = torch.randn(4, 2, *size).double().requires_grad_()
+    moments = (torch.randn(6).double(), torch.rand(6).double() + 0.5) if given else None
+    wanted = [x, block.conv.weight, norm.weight, norm.bias]
+
+    def measured(run: Any) -> list[Tensor]:
+        norm.given = moments
+        out = run(x)
+        assert norm.seen is not None
+        first = torch.autograd.grad(out.sin().sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(torch.stack([d.square().sum() for d in first]).sum(), wanted)
+        return [out, *norm.seen, *first, *second]
+
+    plain = measured(lambda x: max_pool2d(relu(norm(block.conv(x))), 2))
+    for ours, expected in zip(measured(block), plain, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -97,7 +97,7 @@ def test_chunks_above_the_meta_batch_are_not_tried(clock: list[float]) -> None:
         (5000, 0.0024, 325, 1, False),
         (60_000, 0.0024, 325, 1, True),  # a small net: all time between operations
         (1000, 0.1, 1300, 2, False),
-        (1000, 0.2, 1300, 2, False),  # 54 s to compile are more than a twentieth, and the gain is not sure
+        (1000, 0.1, 2600, 2, False),  # 54 s to compile are more than a twentieth, and the gain is not sure
         (60_000, 0.1, 1300, 2, True),
     ],
 )
@@ -139,8 +139,16 @@ def test_processes_are_taken_when_they_are_faster_and_the_run_is_long(clock: lis
 def test_all_at_once_build_on_each_other(clock: list[float]) -> None:
     machine = Fake(clock, auto=0.1, chunk4=0.08, compiled=0.5, processes=0.6)
     plan, _ = made(case(60_000), machine)
-    assert (dict(plan.engine), plan.processes) == ({"chunk": 4, "compile": "on"}, 2)
-    assert plan.why["step_s"] == pytest.approx(0.08 * 0.5 * 0.6)
+    assert (dict(plan.engine), plan.processes) == ({"compile": "on"}, 2)
+    assert plan.why["step_s"] == pytest.approx(0.1 * 0.5 * 0.6)
+
+
+def test_compiled_a_chunk_is_the_rules_unless_it_was_given(clock: list[float]) -> None:
+    """The one measured without says nothing about it."""
+    machine = Fake(clock, auto=0.1, chunk4=0.08, compiled=0.5)
+    assert made(case(60_000, frozenset({"chunk", "compile"})), machine)[0].engine == {"compile": "on"}
+    assert {"compile": "on"} in [dict(engine) for engine, _ in machine.asked]
+    assert made(case(60_000, frozenset({"chunk"})), machine)[0].engine == {"chunk": 4}
 
 
 def test_the_fastest_of_two_alike_is_the_first() -> None:

@@ -25,11 +25,11 @@ CHUNKS = (4, 16, 2, 32, 1, 64)  # in the order they are tried, after all tasks a
 RULE = 8  # tasks at a time, unless measured
 START_S = 8.0  # to start worker processes twice, to measure them and to use them: torch's import, mostly
 
-# What compiling is expected to cost and to gain; if it is tried, both are measured. Two cores: 6 to 25 s for one inner
-# step of a sine network, 325 operations; 12 to 40 s for one of four convolutions, 1,300; 166 s for five unrolled.
-COMPILE_S, COMPILE_PER_OPERATION_S = 2.0, 0.04
+# What compiling is expected to cost and to gain; if it is tried, both are measured. Two cores: 6 s for one inner step
+# of a sine network, 325 operations; 14 to 30 s for one of four convolutions, 1,300.
+COMPILE_S, COMPILE_PER_OPERATION_S = 2.0, 0.02
 LAUNCH_S = 8e-6  # from one small operation to the next: 2.4 ms for those 325
-KEPT = 0.8, 0.1  # of the time in kernels, of the time between them
+KEPT = 0.6, 0.1  # of the time in kernels, of the time between them
 SURE = 2.0  # times what it costs must be gained, where it costs more than the risk
 
 
@@ -111,7 +111,9 @@ def _compiled(plan: Plan, case: Case, measure: Trial, note: Callable[[str], None
     chunks = -(-case.meta_batch // plan.engine.get("chunk", RULE))
     if not worth_compiling(case.steps, step_s, measure.operations, chunks):
         return plan
-    engine = {**plan.engine, "compile": "on"}
+    # How many tasks at a time were best without is not how many are best with.
+    engine = {name: value for name, value in plan.engine.items() if name != "chunk" or name not in case.left}
+    engine["compile"] = "on"
     try:
         first_s, compiled_s = measure.seconds(engine, 1)
     except Exception as problem:  # whatever a compiler can think of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metarun.engine.convolution import ClosedConvolutions
+from metarun.engine.closed import Closed
 from metarun.startup import load_compiler
 
 Result = TypeVar("Result")
+WEIGHTS = 4  # dimensions of a convolution's
 MOST_SHAPES = 4  # compiled for one function; each costs seconds to minutes, and shapes that vary never end
 
 
@@ -46,6 +48,7 @@ def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable
     """`function` for args of these shapes. It never looks at shapes again."""
     from torch._guards import TracingContext, tracing  # slow to import, as are the others
 
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
     load_compiler()
     from torch._inductor import compile as inductor
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -56,10 +59,12 @@ def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable
     shape_of_result: list[Any] = []
 
     def flat(*leaves: Tensor) -> list[Tensor]:
-        with ClosedConvolutions():
-            values, result_spec = tree_flatten(function(*tree_unflatten(list(leaves), spec)))
+        with Closed():
+            values, result_spec = tree_flatten(
+                function(*tree_unflatten([_channels_last(leaf) for leaf in leaves], spec))
+            )
         shape_of_result.append(result_spec)
-        return values
+        return [value.contiguous() for value in values]
 
     with torch.no_grad():
         graph = make_fx(flat)(*leaves)
@@ -67,7 +72,7 @@ def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable
         graph.recompile()
         # Without symbols for shapes, of which there are none, inductor would pass its cache by.
         with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-            run: Callable[..., Any] = inductor(graph, leaves)
+            run: Callable[..., Any] = inductor(graph, leaves, {"cpp_wrapper": True})
         run(*leaves)  # what is wrong with it shows here
 
     def call(*args: Any) -> Result:
@@ -76,6 +81,11 @@ def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable
         return result
 
     return call
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    """Once, and not by every convolution anew."""
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == WEIGHTS else value
 
 
 def _line(error: Exception) -> str:

@@ -6,6 +6,7 @@ go back, through shared memory, so that whatever an engine can be asked they can
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 from collections.abc import Iterator, Sequence
@@ -214,6 +215,7 @@ def serve(pipe: Connection, modules: Sequence[str], parts: bytes) -> None:
     """What a worker does all its life."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # compiling takes no more processes than running
     load_torch()
     torch.set_num_threads(1)
     for name in modules:

@@ -31,20 +31,24 @@ class BatchNorm(nn.Module):
         self.seen = None
 
     def forward(self, x: Tensor) -> Tensor:
-        broadcast = (-1,) + (1,) * (x.dim() - 2)
+        return self.normalised(x, *self.moments(x))
+
+    def moments(self, x: Tensor, sign: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What to normalise by; `sign`: channels of x have theirs changed by it."""
         if self.given is None:
-            reduced = [dim for dim in range(x.dim()) if dim != 1]
-            mean = x.mean(reduced)
-            centred = x - mean.reshape(broadcast)
-            var = centred.square().mean(reduced)
+            var, mean = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
+            mean = mean if sign is None else mean * sign
         else:
             mean, var = self.given
-            centred = x - mean.reshape(broadcast)
         self.seen = (mean, var)
+        return mean, var
+
+    def normalised(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        broadcast = (-1,) + (1,) * (x.dim() - 2)
         scale = torch.rsqrt(var + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        out = centred * scale.reshape(broadcast)
+        out = (x - mean.reshape(broadcast)) * scale.reshape(broadcast)
         return out if self.bias is None else out + self.bias.reshape(broadcast)
 
     def extra_repr(self) -> str:
