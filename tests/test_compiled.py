@@ -15,6 +15,8 @@ from metarun.algos.protonet import ProtoNet
 from metarun.engine import compiled
 from metarun.engine.closed import Closed
 from metarun.engine.compiled import Compiled
+from metarun.engine.rolled import UNROLLED
+from metarun.engine.unroll import Memory
 from metarun.engine.vmap import Vmap
 from small import SEED, distance, episodes, grown, maml, metasgd, network
 from test_contract import prepared
@@ -36,8 +38,8 @@ SLOW: dict[str, Any] = {
 }
 
 
-def same(net: Any, algo: Any, meta: Any, episode: Any, chunk: int, tested: bool) -> None:
-    fast, plain = (Vmap(chunk, "graph", how).build(algo, net) for how in ("on", "off"))
+def same(net: Any, algo: Any, meta: Any, episode: Any, chunk: int, tested: bool, memory: Memory = "graph") -> None:
+    fast, plain = Vmap(chunk, memory, "on").build(algo, net), Vmap(chunk, "graph", "off").build(algo, net)
     for step in (0, 5):
         (found, found_aux), (expected, aux) = (engine.meta_grad(meta, episode, step) for engine in (fast, plain))
         assert distance(found, expected) < EXACT
@@ -69,6 +71,75 @@ def test_compiled_is_eager_for_others(case: str, chunk: int) -> None:
 def test_compiled_presets(name: str) -> None:
     algo, net, meta, episode = prepared(name, "classes")
     same(net, algo, grown(meta), episode, 2, tested=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("case", ["maml-mlp-steps", "maml-steps"])
+def test_a_rolled_loop_is_an_unrolled_one_compiled(case: str, chunk: int) -> None:
+    name, algo = SLOW[case]
+    net, weights = network(name)
+    same(net, algo, grown(algo.init(net, weights, SEED)), episodes(name), chunk, tested=False, memory="adjoint")
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of what was traced, which is interpreted instead of compiled."""
+    import torch._inductor
+
+    sizes: list[int] = []
+
+    def interpreted(graph: Any, _inputs: Any, _options: Any) -> Any:
+        sizes.append(len(graph.graph.nodes))
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", interpreted)
+    return sizes
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("case", [*CASES, *SLOW])
+def test_a_rolled_loop_is_an_unrolled_one(case: str, chunk: int, traced: list[int]) -> None:
+    name, algo = {**CASES, **SLOW}[case]
+    net, weights = network(name)
+    same(net, algo, grown(algo.init(net, weights, SEED)), episodes(name), chunk, tested=False, memory="adjoint")
+    assert len(traced) == (3 if getattr(algo, "steps", 0) > 1 else 1)
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "boil",
+        "cavia",
+        "cnp",
+        "hyper",
+        "imaml",
+        "kfo",
+        "l2o",
+        "lstm",
+        "mamlpp",
+        "metacurvature",
+        "metaoptnet",
+        "metaweightnet",
+        "r2d2",
+        "reptile",
+    ],
+)
+def test_presets_rolled(name: str, chunk: int, traced: list[int]) -> None:
+    algo, net, meta, episode = prepared(name, "classes")
+    same(net, algo, grown(meta), episode, chunk, tested=False, memory="adjoint")
+    assert traced
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_code_does_not_grow_with_the_steps(chunk: int, traced: list[int]) -> None:
+    net, weights = network("mlp-sine")
+    for steps in (UNROLLED + 1, 4 * UNROLLED):
+        algo = maml("batch", steps=steps, inner_lr=0.01)
+        same(net, algo, grown(algo.init(net, weights, SEED)), episodes("mlp-sine"), chunk, tested=False)
+    assert traced[:3] == traced[3:]
+    assert len(traced) == 6
 
 
 def test_one_artefact_serves_every_step_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ class Reptile:
         squares = carry.squares
         if self.inner_optim == "adam":
             squares = {name: torch.lerp(move[name].square(), v, BETA_2) for name, v in squares.items()}
-            unbias = 1 - BETA_2 ** (k + 1)
+            unbias = 1 - BETA_2 ** (k.double() + 1 if isinstance(k, Tensor) else k + 1)
             move = {name: g / ((squares[name] / unbias).sqrt() + EPSILON) for name, g in move.items()}
         weights = {name: w - self.inner_lr * move[name] for name, w in carry.weights.items()}
         return Inner(weights, squares, statistics.keep(carry.stats, k, seen, net.momentum))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metarun.engine.closed import Closed
+from metarun.engine.rolled import recorded
 from metarun.startup import load_compiler
 
 Result = TypeVar("Result")
@@ -66,13 +67,20 @@ def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable
         shape_of_result.append(result_spec)
         return [value.contiguous() for value in values]
 
-    with torch.no_grad():
-        graph = make_fx(flat)(*leaves)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
+    def generated(graph: Any, inputs: list[Tensor], native: bool = True) -> Callable[..., Any]:
         # Without symbols for shapes, of which there are none, inductor would pass its cache by.
         with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-            run: Callable[..., Any] = inductor(graph, leaves, {"cpp_wrapper": True})
+            run: Callable[..., Any] = inductor(graph, [*inputs], {"cpp_wrapper": native})
+        return run
+
+    with torch.no_grad():
+        with recorded() as loops:
+            graph = make_fx(flat)(*leaves)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        run = generated(graph, leaves, native=not loops)
+        for loop in loops:
+            loop.compile(generated)
         run(*leaves)  # what is wrong with it shows here
 
     def call(*args: Any) -> Result:

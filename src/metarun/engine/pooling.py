@@ -67,10 +67,16 @@ class Put(torch.autograd.Function):
 
     @staticmethod
     def forward(dy: Tensor, lower: Tensor, right: Tensor, size: tuple[int, int]) -> Any:
-        *outer, height, breadth = dy.shape
-        spread, second = (*outer, height, 1, breadth, 1), torch.arange(SIZE, device=dy.device) == 1
-        here = (lower.reshape(spread) == second.reshape(SIZE, 1, 1)) & (right.reshape(spread) == second)
-        dx = torch.where(here, dy.reshape(spread), 0.0).reshape(*outer, SIZE * height, SIZE * breadth)
+        batch, channels, height, breadth = dy.shape
+        second = torch.arange(SIZE, device=dy.device) == 1
+
+        def spread(value: Tensor) -> Tensor:
+            """Channels last, as convolutions want it."""
+            return value.permute(0, 2, 3, 1).reshape(batch, height, 1, breadth, 1, channels)
+
+        here = (spread(lower) == second.reshape(SIZE, 1, 1, 1)) & (spread(right) == second.reshape(SIZE, 1))
+        dx = torch.where(here, spread(dy), 0.0).reshape(batch, SIZE * height, SIZE * breadth, channels)
+        dx = dx.permute(0, 3, 1, 2)
         below, beside = size[0] - SIZE * height, size[1] - SIZE * breadth
         return pad(dx, (0, beside, 0, below)) if below or beside else dx
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from metarun.engine.adjoint import unroll_adjoint, unroll_checkpoint
 from metarun.engine.captured import Captured
 from metarun.engine.compiled import Compiled
+from metarun.engine.rolled import UNROLLED, rolled
 from metarun.engine.stacked import chunks, kept, learned, mean, num_tasks, slopes, tasks, total, total_over_tasks
 from metarun.engine.unroll import Memory, unroll_graph
 from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net, Unroll
@@ -51,7 +52,8 @@ class Vmap:
         return self.chunk if isinstance(self.chunk, int) else num_tasks(episode)
 
     def build(self, algo: Algorithm, net: Net) -> Batched:
-        unroll = UNROLL[self.memory]
+        plain = UNROLL[self.memory]
+        unroll = rolled(UNROLLED if self.memory == "graph" else 1, plain)
         notes: list[str] = []
 
         def summed_grad(meta: Meta, part: Episode, now: Tensor) -> tuple[Meta, Aux]:
@@ -66,7 +68,7 @@ class Vmap:
 
         def outputs(meta: Meta, part: Episode) -> Tensor:
             def one(task: Episode) -> Tensor:
-                return algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll), task.query.x)
+                return algo.predict(net, meta, algo.adapted(net, meta, task.support, plain), task.query.x)
 
             found: Tensor = over_tasks(one, part)
             return found
