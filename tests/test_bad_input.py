@@ -59,6 +59,8 @@ CASES = [
     (["engine=l2l", "algo.bn=support"], ["engine=l2l", "bn"]),
     (["seed=-1"], ["seed=-1", "from 0"]),
     (["seed=one"], ["seed=one", "a whole number"]),
+    (["tf32=true", "device=cpu"], ["tf32=true", "GPU"]),
+    (["tf32=often"], ["tf32=often"]),
     (["device=gpu"], ["device=gpu", "auto, cpu, cuda"]),
     (["device=cuda:99"], ["device=cuda:99", "GPUs"]),
     (["track.mode=ofline"], ["track.mode=ofline", "did you mean offline"]),

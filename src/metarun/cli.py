@@ -32,7 +32,7 @@ Verbs
 
 Groups: choose a file with GROUP=NAME, set a value inside with GROUP.KEY=VALUE
 {groups}
-  other keys    seed=0  device=auto  devices=auto  allocator=auto  plan=null  out=outputs
+  other keys    seed=0  device=auto  devices=auto  allocator=auto  tf32=false  plan=null  out=outputs
 
 Examples
   metarun                                 MAML on the built-in characters

@@ -35,6 +35,7 @@ UNSIGNED = (
     "track",
     "out",
 )  # may differ between runs of one experiment
+TF32_OFF = ("tf32", False)  # as if it were not there
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class RunConfig:
     device: torch.device
     devices: int | Literal["auto"]  # processes on the CPU
     allocator: Allocator
+    tf32: bool
     plan: str | None  # the file of another run's
     out: Path
     choices: Mapping[str, str]  # group -> the file chosen in it
@@ -132,7 +134,7 @@ class RunConfig:
 
     def signed(self, plain: Mapping[str, Any]) -> dict[str, Any]:
         """What makes an experiment: not where it runs, nor where its data lies."""
-        kept = {name: value for name, value in plain.items() if name not in UNSIGNED}
+        kept = {name: value for name, value in plain.items() if name not in UNSIGNED and (name, value) != TF32_OFF}
         places = getattr(type(self.data), "places", ())
         data = {name: value for name, value in kept["data"].items() if name not in places}
         identity = getattr(self.data, "identity", None)  # of the user's own data: what is in it, wherever it lies
@@ -184,6 +186,7 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
         device=device_of(plain.get("device")),
         devices=processes_of(plain.get("devices")),
         allocator=convert(plain.get("allocator"), Allocator, "allocator"),
+        tf32=convert(plain.get("tf32", False), bool, "tf32"),
         plan=convert(plain.get("plan"), str | None, "plan"),
         out=Path(convert(plain.get("out"), str, "out")),
         choices=choices,
@@ -205,6 +208,8 @@ def _check_match(config: RunConfig) -> None:
     name, data = config.choices["algo"], config.choices["data"]
     if config.device.type != "cpu" and isinstance(config.devices, int) and config.devices > 1:
         raise ConfigError(f"devices=cpu:{config.devices}: is for the CPU, and device={config.device}; set devices=1")
+    if config.tf32 and config.device.type == "cpu":
+        raise ConfigError(f"tf32=true: is for a GPU, and device={config.device}; set tf32=false")
     if config.kind not in config.algo.kinds:
         meant = " and ".join(sorted(config.algo.kinds))
         raise ConfigError(

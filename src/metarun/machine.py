@@ -27,6 +27,12 @@ def device_of(value: object) -> torch.device:
     return torch.device(name)
 
 
+def set_tf32(on: bool) -> None:
+    """Of a GPU: products of float32 with ten bits of mantissa. torch lets convolutions do so unasked."""
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on
+
+
 def processes_of(value: object) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"

@@ -17,6 +17,7 @@ from metarun.errors import RunError
 from metarun.evaluate import Score, evaluate
 from metarun.interrupt import Interrupted, Stop, listening
 from metarun.loop import NonFinite, Pace, meta_train
+from metarun.machine import set_tf32
 from metarun.plan import Plan
 from metarun.report import plots
 from metarun.report.result import meta_test
@@ -38,6 +39,7 @@ class Outcome:
 
 def execute(config: RunConfig) -> Outcome:
     keep_pages(config.allocator)
+    set_tf32(config.tf32)
     parts = prepare(config, say)
     with held(config.folder) as run:
         claim(run, config)

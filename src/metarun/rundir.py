@@ -114,6 +114,7 @@ def protocol(config: RunConfig) -> dict[str, Any]:
         "meta_batch": config.train.meta_batch,
         "seed": config.seed,
         "device": str(config.device),
+        "tf32": config.tf32,
         "signature": config.signature,
         "versions": versions(),
         "git": git_state(),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.allocator import keep_pages
 from metarun.assemble import Parts, assemble, open_data
 from metarun.checkpoint import read
 from metarun.compose import Composed, compose, overlay
@@ -18,13 +19,14 @@ from metarun.data.tasks import shape_name
 from metarun.errors import ConfigError
 from metarun.evaluate import MEASURE
 from metarun.interrupt import Interrupted, listening
+from metarun.machine import set_tf32
 from metarun.report.result import meta_test
 from metarun.rundir import RunDir, claim, finished, held, protocol, run_dir, write_text
 from metarun.track.console import Console, say, show_result
 from metarun.types import Artifacts, Meta
 
 COMPUTED = ("tuned", "experiment")  # groups whose file follows from the others, or changes them
-FREE = ("data", "task", "eval", "algo", "engine", "device", "seed")
+FREE = ("data", "task", "eval", "algo", "engine", "device", "tf32", "seed")
 
 
 def test(words: list[str]) -> int:
@@ -40,6 +42,8 @@ def test(words: list[str]) -> int:
         )
     trained = read(best, torch.device("cpu"))
     config = _config(trained["about"], words[1:], run_dir(folder).split)
+    keep_pages(config.allocator)
+    set_tf32(config.tf32)
     data = open_data(config, say)
     check_room(config, data, ("test",))
     parts = assemble(config, data)

@@ -250,6 +250,8 @@ def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
         said = "".join(f", {key} {value}" for key, value in more.items() if value)
         drawn = "" if protocol.get("sampler", "uniform") == "uniform" else f", {protocol['sampler']}"
         rows = {"task": f"{protocol['data']} {shape}{drawn}{said}", **rows}
+    if protocol.get("tf32"):
+        rows["products"] = "TF32"
     return [(name, str(value)) for name, value in rows.items() if value is not None]
 
 
