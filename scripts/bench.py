@@ -5,6 +5,7 @@ make bench ARGS="--only W4,W5 --rounds 5"      all W4-... and W5 alone, into out
 make bench ARGS="--engines vmap,learn2learn"   some contenders alone
 make bench ARGS="--device cuda"                on a GPU: docs/speed_cuda.json and .md
 make bench ARGS="accuracy"                     seconds to 95 % validation accuracy on real Omniglot, beside them
+make bench ARGS="--only W5 --out docs --add"   W5 anew, and the other rows as they were measured before
 make bench ARGS="table"                        docs/speed.md anew from docs/speed.json
 make bench ARGS="--quick"                      tiny networks and two rounds: does it work at all?
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 from speed import accuracy, environment, machine, measure, report
-from speed.workloads import chosen
+from speed.workloads import WORKLOADS, chosen
 
 ROOT = Path(__file__).parents[1]
 ROUNDS, QUICK_ROUNDS = 9, 2
@@ -44,6 +45,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="all cores unless said")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--add", action="store_true", help="keep what the file has of other workloads")
     parser.add_argument("--out", type=Path, help="folder; docs for the whole table, else outputs/bench")
     parser.add_argument("--target", type=float, default=accuracy.TARGET, help="accuracy: what is to be reached")
     parser.add_argument("--patience", type=float, default=accuracy.PATIENCE_S, help="accuracy: seconds at most")
@@ -65,8 +67,11 @@ def main(words: list[str]) -> int:
         raise SystemExit("--device cuda: torch sees no GPU")
     command = " ".join(["scripts/bench.py", *map(shlex.quote, words)])
     if asked.mode == "speed":
+        before = read(stored) if asked.add and stored.exists() else None
         for found in speed(asked, command):
-            write(stored, found)  # after every workload: hours are not lost to the last of them
+            write(
+                stored, added(before, found) if before else found
+            )  # after every workload: hours are not lost to the last of them
     elif asked.mode == "accuracy":
         limits = accuracy.Limits(asked.target, asked.patience, asked.device, asked.quick)
         write(reached, {"command": command, **accuracy.measured(limits, say)})
@@ -74,6 +79,13 @@ def main(words: list[str]) -> int:
         shown.write_text(report.markdown(read(stored), read(reached) if reached.exists() else None))
         say(str(shown))
     return 0
+
+
+def added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Rows in the order of the workloads; every command that made some of them is named."""
+    order, rows = list(WORKLOADS), {row["workload"]: row for row in (*before["rows"], *found["rows"])}
+    command = " and ".join(dict.fromkeys((*before["command"].split(" and "), found["command"])))
+    return {**found, "command": command, "rows": sorted(rows.values(), key=lambda row: order.index(row["workload"]))}
 
 
 def write(file: Path, found: dict[str, Any]) -> None:

@@ -138,3 +138,14 @@ def test_workloads_are_chosen_by_name_or_kind() -> None:
         chosen(["W9"])
     with pytest.raises(SystemExit, match="no such contender"):
         contenders.names_for("W1", ["jax"])
+
+
+def test_rows_are_added_to_those_there_are() -> None:
+    old, new = ({"workload": name, "made": made} for name, made in (("W5", 1), ("W5", 2)))
+    first = {"workload": "W1", "made": 1}
+    before = {"command": "bench.py --only W5,W1", "rounds": 9, "rows": [old, first]}
+    found = bench.added(before, {"command": "bench.py --add", "rounds": 5, "rows": [new]})
+    assert found["rows"] == [first, new]
+    assert found["command"] == "bench.py --only W5,W1 and bench.py --add"
+    assert found["rounds"] == 5
+    assert bench.added(found, {"command": "bench.py --add", "rows": []})["command"] == found["command"]

@@ -66,6 +66,7 @@ class Loop:
         self.step, self.size, self.num_steps = step, size, num_steps
         self.number = -1
         self._later: list[list[Tensor]] = []  # carries
+        self._differentiated = False
 
     def over_tasks(self, dims: Sequence[int | None]) -> Loop:
         """Of carries stacked along their first dimension, and consts along `dims`."""
@@ -84,8 +85,9 @@ class Loop:
         _recording[-1].append(self)
 
     def compile(self, compiler: Compiler) -> None:
-        for half in (self.ahead, self.back):
-            half.compile(compiler)
+        self.ahead.compile(compiler)
+        if self._differentiated:
+            self.back.compile(compiler)
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """(carry, consts) -> the carry after the last step."""
@@ -98,6 +100,7 @@ class Loop:
 
     def pulled(self, tensors: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
         """What `run` was given, and cotangents of what it gave -> those of what it was given."""
+        self._differentiated = True
         count, given, totals = len(cotangents), cotangents, list[Tensor]()
         carries, consts = [tensors[: self.size], *self._later[:-1]], tensors[self.size :]
         self._later = []

@@ -52,8 +52,7 @@ class Vmap:
         return self.chunk if isinstance(self.chunk, int) else num_tasks(episode)
 
     def build(self, algo: Algorithm, net: Net) -> Batched:
-        plain = UNROLL[self.memory]
-        unroll = rolled(UNROLLED if self.memory == "graph" else 1, plain)
+        unroll = rolled(UNROLLED if self.memory == "graph" else 1, UNROLL[self.memory])
         notes: list[str] = []
 
         def summed_grad(meta: Meta, part: Episode, now: Tensor) -> tuple[Meta, Aux]:
@@ -68,12 +67,13 @@ class Vmap:
 
         def outputs(meta: Meta, part: Episode) -> Tensor:
             def one(task: Episode) -> Tensor:
-                return algo.predict(net, meta, algo.adapted(net, meta, task.support, plain), task.query.x)
+                return algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll), task.query.x)
 
             found: Tensor = over_tasks(one, part)
             return found
 
-        grad_of = self._executed(summed_grad, notes)
+        grad_of = self._executed(summed_grad, notes, self.cuda_graph == "on")
+        scores_of = self._executed(outputs, notes, captured=False)  # what one call gives must outlast the next
 
         @torch.no_grad()
         def meta_grad(meta: Meta, episode: Episode, step: int) -> tuple[Meta, Aux]:
@@ -88,16 +88,18 @@ class Vmap:
         @torch.no_grad()
         def scores(meta: Meta, episode: Episode) -> Tensor:
             size = self.size(episode)
-            return torch.cat([outputs(meta, part) for part in chunks(episode, size)])
+            return torch.cat([scores_of(size, part)(meta, part) for part in chunks(episode, size)])
 
         return Batched(meta_grad, scores, notes)
 
-    def _executed(self, function: Callable[..., Any], notes: list[str]) -> Callable[[int, Episode], Callable[..., Any]]:
+    def _executed(
+        self, function: Callable[..., Any], notes: list[str], captured: bool
+    ) -> Callable[[int, Episode], Callable[..., Any]]:
         """Which form of `function` a chunk goes through: a last one that is smaller is not worth compiling for."""
         fast = function
         if self.compile == "on":
             fast = Compiled(fast, notes.append)
-        if self.cuda_graph == "on":
+        if captured:
             fast = Captured(fast)
         return lambda size, part: fast if num_tasks(part) == size else function
 
