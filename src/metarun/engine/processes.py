@@ -33,6 +33,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ALIGN = 64  # bytes
 SPARE = 2  # times what is needed, when a buffer must grow
 LEAVE_S = 5.0  # to end a worker that was told to
+DISMISSED_S = 2.0  # to end by itself
 
 
 class Builder(Protocol):
@@ -126,11 +127,14 @@ class Worker:
                 "the last checkpoint"
             ) from gone
 
+    def dismiss(self) -> None:
+        self.post.pipe.close()
+
     def end(self) -> None:
-        """It keeps nothing that could be lost."""
+        """It keeps nothing that could be lost; left in order, it gives back what its compiler holds of the system."""
+        self.process.join(DISMISSED_S)
         self.process.kill()
         self.process.join()
-        self.post.pipe.close()
 
 
 @contextmanager
@@ -147,6 +151,8 @@ def shared(count: int, builder: Builder, algo: Algorithm, net: FunctionalNet, al
         yield _over(builder.build(algo, net), workers)
     finally:
         torch.set_num_threads(threads)
+        for worker in workers:
+            worker.dismiss()
         for worker in workers:
             worker.end()
 
