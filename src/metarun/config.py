@@ -26,15 +26,8 @@ from metarun.track.wandb import WandbConfig
 from metarun.typed import TARGET, arguments, build, convert, target_class
 from metarun.types import Algorithm, Kind, Split
 
-UNSIGNED = (
-    "seed",
-    "device",
-    "devices",
-    "allocator",
-    "plan",
-    "track",
-    "out",
-)  # may differ between runs of one experiment
+# May differ between runs of one experiment.
+UNSIGNED = ("seed", "device", "devices", "allocator", "plan", "track", "out")
 TF32_OFF = ("tf32", False)  # as if it were not there
 
 
