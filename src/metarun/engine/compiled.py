@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metarun.engine.closed import Closed
+from metarun.engine.convolution import DIMS
 from metarun.engine.rolled import recorded
 from metarun.startup import load_compiler
 
 Result = TypeVar("Result")
-WEIGHTS = 4  # dimensions of a convolution's
 MOST_SHAPES = 4  # compiled for one function; each costs seconds to minutes, and shapes that vary never end
 
 
@@ -93,7 +93,7 @@ def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable
 
 def _channels_last(value: Tensor) -> Tensor:
     """Once, and not by every convolution anew."""
-    return value.contiguous(memory_format=torch.channels_last) if value.dim() == WEIGHTS else value
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == DIMS else value
 
 
 def _line(error: Exception) -> str:

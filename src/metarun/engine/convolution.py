@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 aten = torch.ops.aten
-DIMS = 4
+DIMS = 4  # of its images and its weights
 FEW = 32  # pixels given out, images included: 27 us as a product, 47 to 70 as a convolution, 64 channels, one thread
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from metarun.engine.closed import Closed
+from metarun.engine.convolution import DIMS
 
-WEIGHTS = 4  # dimensions of a convolution's
 Step = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], list[Tensor]]
 Compiler = Callable[[Any, list[Tensor]], Callable[..., Any]]
 
@@ -84,7 +84,7 @@ def _dense(value: Tensor) -> Tensor:
 
 def _ordered(value: Tensor, before: Tensor) -> Tensor:
     """The next step's carry lies in memory as this one's."""
-    last = before.dim() == WEIGHTS and before.is_contiguous(memory_format=torch.channels_last)
+    last = before.dim() == DIMS and before.is_contiguous(memory_format=torch.channels_last)
     return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

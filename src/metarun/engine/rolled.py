@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.func import vmap
 
 from metarun.engine.adjoint import parted
@@ -163,11 +163,11 @@ class Rolled(torch.autograd.Function):
 def operations() -> tuple[Any, Any]:
     """What compiled code calls: Loop.run and Loop.pulled, by number."""
 
-    @torch.library.custom_op("metarun::ahead", mutates_args=())
+    @library.custom_op("metarun::ahead", mutates_args=())
     def ahead(loop: int, tensors: list[Tensor]) -> list[Tensor]:
         return _loops[loop].run(tensors)
 
-    @torch.library.custom_op("metarun::back", mutates_args=())
+    @library.custom_op("metarun::back", mutates_args=())
     def back(loop: int, tensors: list[Tensor], _ends: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
         """After what gave the ends, and before anything is written in their place."""
         return _loops[loop].pulled(tensors, cotangents)
