@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from metarun.checkpoint import State, learned
 from metarun.data.tasks import Part, Tasks
+from metarun.engine.captured import Captured
 from metarun.evaluate import Score, better
 from metarun.interrupt import Stop
 from metarun.schedule import Schedule
@@ -142,20 +145,35 @@ class Outer:
     total: int
     clip: float | None
     clip_by: str
+    launch: Callable[[list[Tensor]], object] | None = None  # does what `update` does
 
     def __call__(self, state: State, grads: Meta) -> None:
-        parameters, gradients = learned(state.meta), learned(grads)
+        rate = self.rate(state.step)
+        for group in state.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        (self.launch or partial(self.update, state))(learned(grads))
+
+    def captured(self, state: State) -> Outer:
+        """Of this state alone, from now on: its kernels launched all at once."""
+        if not all(group.get("capturable") for group in state.optimizer.param_groups):
+            return self
+        warnings.filterwarnings("ignore", message=".*capturable=True.*")  # the first step is launched
+        return replace(self, launch=Captured(partial(self.update, state), in_place=True))
+
+    def update(self, state: State, gradients: list[Tensor]) -> tuple[()]:
         if self.clip is not None and self.clip_by == "value":
             gradients = [grad.clamp(-self.clip, self.clip) for grad in gradients]
         elif self.clip is not None:
             norm = torch.stack([grad.norm() for grad in gradients]).norm()
             gradients = [grad * (self.clip / norm).clamp(max=1) for grad in gradients]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in zip(learned(state.meta), gradients, strict=True):
             parameter.grad = gradient
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.rate(state.step)
         state.optimizer.step()
         state.optimizer.zero_grad()
+        return ()
 
     def rate(self, step: int) -> float:
         return self.lr * self.schedule.factor(step, self.total)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from metarun.assemble import Parts
 from metarun.checkpoint import State, learned, read, restore, save
@@ -22,6 +27,17 @@ from metarun.track.wandb import Identity, Wandb, WandbConfig
 from metarun.types import Meta
 
 
+def optimizer(config: RunConfig, parameters: list[Tensor]) -> Optimizer:
+    """One that can be captured as a CUDA graph where the engine's step is, if torch has one of its kind."""
+    optim = config.optim
+    on = getattr(config.engine, "cuda_graph", "off") == "on" and config.device.type == "cuda"
+    values = dict(optim.values)
+    if on and "capturable" in inspect.signature(optim.cls).parameters:
+        values.update(lr=torch.tensor(values["lr"], device=parameters[0].device), capturable=True)
+    made: Optimizer = optim.cls(parameters, **values)
+    return made
+
+
 class Session:
     def __init__(self, config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan) -> None:
         self.config, self.run, self.stop, self.plan = config, run, stop, plan
@@ -29,9 +45,9 @@ class Session:
         self._known = {"config": dict(config.plain), "choices": dict(config.choices), "protocol": self.protocol}
         self.measure = MEASURE[config.kind]
         self.watch = Watch(config.train.meta_batch)
-        train, optim = config.train, config.optim
-        self.state = State(parts.meta, optim.cls(learned(parts.meta), **optim.values))
-        self.outer = Outer(config.schedule, optim.values["lr"], train.steps, train.clip, train.clip_by)
+        train, rate = config.train, config.optim.values["lr"]
+        self.state = State(parts.meta, optimizer(config, learned(parts.meta)))
+        self.outer = Outer(config.schedule, rate, train.steps, train.clip, train.clip_by).captured(self.state)
         self.jsonl = Jsonl(run.metrics, self._resume())
         self.console = Console(
             f"{config.group}/seed{config.seed}", train.steps, self.state.step, self.measure, best=self.state.best

@@ -77,8 +77,8 @@ def _case(config: RunConfig, begun: bool) -> Case:
     """A run that was begun without a plan goes on by the rules."""
     engine, cpu, threads = config.engine, config.device.type == "cpu", torch.get_num_threads()
     left = {name for name in CHOICES if getattr(engine, name, None) == "auto"}
-    if not cpu:
-        left.discard("chunk")  # all tasks at once
+    if not cpu or getattr(engine, "memory", "graph") != "graph":
+        left.discard("chunk")  # all tasks at once; one, where memory is what counts
     if config.devices == "auto" and cpu:
         left.add("processes")
     processes = 1 if config.devices == "auto" else config.devices

@@ -75,7 +75,7 @@ def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable
 
     with torch.no_grad():
         with recorded() as loops:
-            graph = make_fx(flat)(*leaves)
+            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         run = generated(graph, leaves, native=not loops)

@@ -72,9 +72,19 @@ def halved(step: Step, size: int, tensors: Sequence[Tensor]) -> tuple[Half, Half
     with disable_proxy_modes_tracing(), torch.no_grad():
         number = torch.zeros((), dtype=torch.int64, device=examples[0].device)
         cotangents = [torch.zeros_like(examples[i]) for i in moving(examples[:size])]
-        graph = make_fx(both, tracing_mode="fake")(examples, number, cotangents)  # refuses what a step closes over
+        graph = make_fx(both, tracing_mode="fake")(examples, number, cotangents)
+    _check_closed(graph)
     ahead = _part(graph, slice(0, size), drop=len(cotangents))
     return Half(ahead), Half(_part(graph, slice(size, None))), places
+
+
+def _check_closed(graph: Any) -> None:
+    """A tensor that a step closes over is another at the next call; when it was traced, it had no values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    constants = [getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    if any(isinstance(value, FakeTensor) for value in constants):
+        raise ValueError("an inner step closes over a tensor")
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Loop:
         self.step, self.size, self.num_steps = step, size, num_steps
         self.number = -1
         self._later: list[list[Tensor]] = []  # carries
-        self._differentiated = False
+        self.differentiated = False
 
     def over_tasks(self, dims: Sequence[int | None]) -> Loop:
         """Of carries stacked along their first dimension, and consts along `dims`."""
@@ -86,7 +86,7 @@ class Loop:
 
     def compile(self, compiler: Compiler) -> None:
         self.ahead.compile(compiler)
-        if self._differentiated:
+        if self.differentiated:
             self.back.compile(compiler)
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -100,7 +100,6 @@ class Loop:
 
     def pulled(self, tensors: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
         """What `run` was given, and cotangents of what it gave -> those of what it was given."""
-        self._differentiated = True
         count, given, totals = len(cotangents), cotangents, list[Tensor]()
         carries, consts = [tensors[: self.size], *self._later[:-1]], tensors[self.size :]
         self._later = []
@@ -173,5 +172,10 @@ def operations() -> tuple[Any, Any]:
         return _loops[loop].pulled(tensors, cotangents)
 
     ahead.register_fake(lambda loop, tensors: _loops[loop].ahead.empty(tensors[0].device))
-    back.register_fake(lambda loop, tensors, *_: _loops[loop].back.empty(tensors[0].device))
+
+    @back.register_fake
+    def _(loop: int, tensors: list[Tensor], _ends: list[Tensor], _cotangents: list[Tensor]) -> list[Tensor]:
+        _loops[loop].differentiated = True
+        return _loops[loop].back.empty(tensors[0].device)
+
     return ahead, back

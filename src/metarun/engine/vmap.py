@@ -20,7 +20,7 @@ from metarun.engine.unroll import Memory, unroll_graph
 from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net, Unroll
 
 CPU_CHUNK = 8  # more fall out of the cache: 177 tasks/s by 8, 137 by 16, conv4 of 32 on 28x28 images, two cores
-COMPILED_CHUNK = 1  # fused, a task's pass stays in the cache: 211 ms by 1, 220 by 8, conv4-64 with pooling, 32 tasks
+# Compiled, a task's pass stays in the cache: 211 ms by 1, 220 by 8, conv4-64 with pooling, 32 tasks. So it is 1 then.
 IMAGES = 5  # dimensions of x_TSCHW; all tasks of anything smaller fit: sine, 25 tasks, 4 times as fast as by 8
 UNROLL: dict[str, Unroll] = {"graph": unroll_graph, "checkpoint": unroll_checkpoint, "adjoint": unroll_adjoint}
 
@@ -48,7 +48,8 @@ class Vmap:
     def size(self, episode: Episode) -> int:
         x = episode.support.x
         if self.chunk == "auto" and x.device.type == "cpu" and x.dim() == IMAGES:
-            return min(COMPILED_CHUNK if self.compile == "on" else CPU_CHUNK, num_tasks(episode))
+            single = self.compile == "on" or self.memory != "graph"
+            return min(1 if single else CPU_CHUNK, num_tasks(episode))
         return self.chunk if isinstance(self.chunk, int) else num_tasks(episode)
 
     def build(self, algo: Algorithm, net: Net) -> Batched:
