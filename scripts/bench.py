@@ -6,6 +6,8 @@ make bench ARGS="--engines vmap,learn2learn"   some contenders alone
 make bench ARGS="--device cuda"                on a GPU: docs/speed_cuda.json and .md
 make bench ARGS="accuracy"                     seconds to 95 % validation accuracy on real Omniglot, beside them
 make bench ARGS="--only W5 --out docs --add"   W5 anew, and the other rows as they were measured before
+make bench ARGS="scores"                       600 test episodes on real Omniglot, scored by metarun and by learn2learn
+make bench ARGS="memory --only W3"             the peak memory of what docs/speed.json has, anew
 make bench ARGS="table"                        docs/speed.md anew from docs/speed.json
 make bench ARGS="--quick"                      tiny networks and two rounds: does it work at all?
 
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed import accuracy, environment, machine, measure, report
+from speed import accuracy, environment, machine, measure, report, scores
 from speed.workloads import WORKLOADS, chosen
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +39,7 @@ QUICK_ENGINES = "vmap,loop,learn2learn,higher,torchopt,autograd"  # those that n
 
 def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", nargs="?", choices=("speed", "accuracy", "table"), default="speed")
+    parser.add_argument("mode", nargs="?", choices=("speed", "accuracy", "scores", "memory", "table"), default="speed")
     parser.add_argument("--only", default="", help="workloads: W4 for all of its kind, W4-1step for one")
     parser.add_argument("--engines", default="", help="contenders, by the names in the table")
     parser.add_argument("--rounds", type=int, help=f"{ROUNDS} unless said, {QUICK_ROUNDS} with --quick")
@@ -58,25 +60,32 @@ def listed(words: str) -> list[str]:
 
 def main(words: list[str]) -> int:
     asked = arguments(words)
-    whole = not (asked.only or asked.engines or asked.quick)
+    whole = asked.mode == "memory" or not (asked.only or asked.engines or asked.quick)
     folder = asked.out or (ROOT / "docs" if whole else ROOT / "outputs" / "bench")
     folder.mkdir(parents=True, exist_ok=True)
     name = "speed" if asked.device == "cpu" else f"speed_{asked.device}"
-    stored, reached, shown = (folder / f"{name}{end}" for end in (".json", "_accuracy.json", ".md"))
+    stored, reached, scored, shown = (
+        folder / f"{name}{end}" for end in (".json", "_accuracy.json", "_scores.json", ".md")
+    )
     if asked.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU")
     command = " ".join(["scripts/bench.py", *map(shlex.quote, words)])
     if asked.mode == "speed":
         before = read(stored) if asked.add and stored.exists() else None
-        for found in speed(asked, command):
-            write(
-                stored, added(before, found) if before else found
-            )  # after every workload: hours are not lost to the last of them
+        for found in speed(asked, command):  # stored after every workload: hours are not lost to the last of them
+            write(stored, added(before, found) if before else found)
+    elif asked.mode == "memory":
+        for found in heavier(asked, read(stored)):
+            write(stored, found)
     elif asked.mode == "accuracy":
         limits = accuracy.Limits(asked.target, asked.patience, asked.device, asked.quick)
         write(reached, {"command": command, **accuracy.measured(limits, say)})
+    elif asked.mode == "scores":
+        machine.settle(asked.threads)
+        write(scored, {"command": command, **scores.measured(torch.device(asked.device), asked.quick, say)})
     if stored.exists():
-        shown.write_text(report.markdown(read(stored), read(reached) if reached.exists() else None))
+        more = (read(file) if file.exists() else None for file in (reached, scored))
+        shown.write_text(report.markdown(read(stored), *more))
         say(str(shown))
     return 0
 
@@ -99,36 +108,47 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def speed(asked: argparse.Namespace, command: str) -> Iterator[dict[str, Any]]:
-    device = torch.device(asked.device)
     pages_kept = machine.settle(asked.threads)
     environment.prepare(say)
-    workloads = chosen(listed(asked.only))
-    rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
-    limit = machine.limit_gflops(device, asked.quick)
-    say(f"limit: {limit:.0f} GFLOP/s")
-    plan = measure.Plan(
-        device=device,
-        threads=asked.threads,
-        rounds=rounds,
-        quick=asked.quick,
-        memory=not (asked.no_memory or asked.quick),
-        engines=listed(asked.engines or (QUICK_ENGINES if asked.quick else "")),
-        limit_gflops=limit,
-        say=say,
-    )
+    plan = planned(asked, machine.limit_gflops(torch.device(asked.device), asked.quick))
+    say(f"limit: {plan.limit_gflops:.0f} GFLOP/s")
     found: dict[str, Any] = {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "machine": machine.described(device, pages_kept),
-        "limit_gflops": limit,
-        "rounds": rounds,
+        "machine": machine.described(plan.device, pages_kept),
+        "limit_gflops": plan.limit_gflops,
+        "rounds": plan.rounds,
         "quick": asked.quick,
         "rows": [],
     }
-    for workload in workloads:
+    for workload in chosen(listed(asked.only)):
         found["rows"].append(measure.measured(workload, plan))
         say("\n".join(report.table(found["rows"][-1:])))
         yield found
+
+
+def heavier(asked: argparse.Namespace, stored: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """With the memory measured again."""
+    machine.settle(asked.threads)
+    environment.prepare(say)
+    wanted = {workload.name for workload in chosen(listed(asked.only))}
+    for row in stored["rows"]:
+        if row["workload"] in wanted:
+            measure.weigh_again(row, planned(asked, stored["limit_gflops"]))
+            yield stored
+
+
+def planned(asked: argparse.Namespace, limit_gflops: float) -> measure.Plan:
+    return measure.Plan(
+        device=torch.device(asked.device),
+        threads=asked.threads,
+        rounds=asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS),
+        quick=asked.quick,
+        memory=not (asked.no_memory or asked.quick),
+        engines=listed(asked.engines or (QUICK_ENGINES if asked.quick else "")),
+        limit_gflops=limit_gflops,
+        say=say,
+    )
 
 
 def say(text: str) -> None:

@@ -15,10 +15,10 @@ from metarun.types import Episode, Meta
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import bench
-from speed import contenders, environment, machine, measure, report
+from speed import contenders, environment, machine, measure, memory, report, scores
 from speed.absent import Absent
 from speed.peers import Step, autograd
-from speed.workloads import WORKLOADS, Job, chosen, make_job
+from speed.workloads import WORKLOADS, Job, Workload, chosen, make_job
 
 CPU = torch.device("cpu")
 OURS = "vmap,loop"
@@ -118,7 +118,8 @@ def test_all_loops_of_the_bench_agree(name: str) -> None:
 
 def test_a_table_from_stored_figures() -> None:
     stored = json.loads((Path(__file__).parent / "speed.json").read_text())
-    text = report.markdown(stored, stored["reached"])
+    row = {"total_s": 2.0, "ratio": 3.5, "error": 1e-6}
+    text = report.markdown(stored, stored["reached"], {**stored, "words": [], "episodes": 600, "rows": {"vmap": row}})
     lines = text.splitlines()
     assert "| **W4-1step** sine | 30.00 | 1.00 |  | wrong |" in lines
     auto = "| W4-1step | auto (chunk 25, processes 1) |"
@@ -126,8 +127,25 @@ def test_a_table_from_stored_figures() -> None:
     assert "| W4-1step | higher | absent: not / here |  |  |  |  |  |  |  |  |" in lines
     assert "| metarun | 30.0 | 40 | 95.2 % | 43 |" in lines
     assert "| learn2learn | not within 100 | 20 | 80.0 % | 6 |" in lines
+    assert "| vmap | 2.00 | 3.50 | 1e-06 |" in lines
     widths = {line.count("|") for line in lines if line.startswith("| W4-1step |")}
     assert widths == {len(report.HEAD) + 1}
+
+
+def test_both_score_the_same_episodes_alike() -> None:
+    said: list[str] = []
+    found = scores.measured(CPU, quick=True, say=said.append)
+    assert set(found["rows"]) == {"vmap", "learn2learn"}
+    assert 0 < found["rows"]["vmap"]["error"] < measure.TOLERANCE
+    assert found["rows"]["learn2learn"]["ratio"] == 1.0
+    assert said[-1] == "scores: 6 of 6 episodes"
+
+
+def test_outputs_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = scores.learn2learn
+    monkeypatch.setattr(scores, "learn2learn", lambda job: lambda episode: plain(job)(episode) + 1e-9)
+    with pytest.raises(SystemExit, match="vmap: outputs in float64 differ"):
+        scores.measured(CPU, quick=True, say=lambda _: None)
 
 
 def test_workloads_are_chosen_by_name_or_kind() -> None:
@@ -138,6 +156,29 @@ def test_workloads_are_chosen_by_name_or_kind() -> None:
         chosen(["W9"])
     with pytest.raises(SystemExit, match="no such contender"):
         contenders.names_for("W1", ["jax"])
+
+
+def test_memory_is_measured_again_of_what_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"name": "auto", "status": "timed", "memory_mb": 1.0},
+        {"name": "vmap", "status": "timed", "memory_mb": 1.0},
+        {"name": "learn2learn", "status": "timed", "memory_mb": 1.0},
+        {"name": "higher", "status": "absent", "reason": "not there"},
+    ]
+    stored = {"limit_gflops": 100.0, "rows": [{"workload": "W4-1step", "contenders": rows}]}
+    (tmp_path / "speed.json").write_text(json.dumps(stored))
+    seen = []
+
+    def peak_mb(workload: Workload, choice: contenders.Choice, *_: Any) -> float:
+        seen.append((workload.name, choice.name))
+        return 2.0
+
+    monkeypatch.setattr(memory, "peak_mb", peak_mb)
+    monkeypatch.setattr(report, "markdown", lambda *_: "")
+    assert bench.main(["memory", "--engines", "auto,vmap,higher", "--out", str(tmp_path)]) == 0
+    found = by_name(json.loads((tmp_path / "speed.json").read_text())["rows"][0])
+    assert seen == [("W4-1step", "vmap")]
+    assert [found[name].get("memory_mb") for name in ("auto", "vmap", "learn2learn", "higher")] == [1.0, 2.0, 1.0, None]
 
 
 def test_rows_are_added_to_those_there_are() -> None:

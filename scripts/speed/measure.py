@@ -14,7 +14,7 @@ import torch
 from metarun.types import Meta
 from speed import contenders, machine, memory
 from speed.absent import Absent
-from speed.workloads import Job, Workload, make_job
+from speed.workloads import WORKLOADS, Job, Workload, make_job
 
 TOLERANCE = 1e-10
 GATE_TASKS = 2
@@ -146,11 +146,24 @@ def _summary(times: list[float], job: Job, gflop: float, limit: float) -> Row:
 
 
 def _weigh(workload: Workload, entered: dict[str, Entry], plan: Plan) -> None:
-    for name, entry in entered.items():
+    for entry in entered.values():
         if entry.choice is not None and entry.step is not None:
-            plan.say(f"{workload.name}: {name}: memory")
-            found = memory.peak_mb(workload, entry.choice, plan.device, plan.threads, plan.quick)
-            entry.row["memory_mb"] = found
+            entry.row["memory_mb"] = _peak_mb(workload, entry.choice, plan)
+
+
+def weigh_again(row: Row, plan: Plan) -> None:
+    """The peak memory of those in a row that were timed before."""
+    workload = WORKLOADS[row["workload"]]
+    job = make_job(workload, plan.device, torch.float32, 1, plan.quick)
+    wanted = contenders.names_for(workload.name, plan.engines)
+    for found in row["contenders"]:
+        if found["status"] == "timed" and found["name"] in wanted and found["name"] != contenders.AUTO:
+            found["memory_mb"] = _peak_mb(workload, contenders.choose(found["name"], job), plan)
+
+
+def _peak_mb(workload: Workload, choice: contenders.Choice, plan: Plan) -> float | None:
+    plan.say(f"{workload.name}: {choice.name}: memory")
+    return memory.peak_mb(workload, choice, plan.device, plan.threads, plan.quick)
 
 
 def compared(rows: dict[str, Row]) -> list[Row]:

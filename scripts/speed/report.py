@@ -9,7 +9,7 @@ HEAD = ("workload", "contender", "x learn2learn", "tasks/s", "ms a meta-step", "
         "of the limit", "first call s", "gate")  # fmt: skip
 
 
-def markdown(stored: Row, reached: Row | None) -> str:
+def markdown(stored: Row, reached: Row | None, scored: Row | None) -> str:
     about = stored["machine"]
     name = about.get("gpu") or f"{about['cpu']}, {about['cores']} cores, {about['vector']}"
     lines = [
@@ -25,7 +25,7 @@ def markdown(stored: Row, reached: Row | None) -> str:
         f"- In one process, in turn, {stored['rounds']} rounds; medians. The ratio is the median over rounds of "
         "learn2learn's time by the contender's.",
         "- Gate: relative error of the float64 meta-gradient against the plain autograd loop; above 1e-10 nothing is "
-        "timed. `peak MB` is above what the imports cost, in a process of its own, compilation included.",
+        "timed. `peak MB` is above what the imports cost, in a process of its own, with what is compiled in the cache.",
         "- All have the same network, weights and random inputs. The peers run it as a plain torch module with "
         "torch's own batch norm, without running statistics and without the bias that batch norm takes away.",
     ]
@@ -43,6 +43,8 @@ def markdown(stored: Row, reached: Row | None) -> str:
     ]
     if reached:
         lines += ["", *accuracy(reached)]
+    if scored:
+        lines += ["", *scores(scored)]
     return "\n".join(lines) + "\n"
 
 
@@ -115,6 +117,22 @@ def accuracy(found: Row) -> list[str]:
         seconds = f"{last['seconds']:.1f}" if run["reached"] else f"not within {last['seconds']:.0f}"
         pace = f"{last['step'] * found['tasks'] / last['seconds']:.0f}"
         lines.append(cells([name, seconds, str(last["step"]), f"{100 * last['accuracy']:.1f} %", pace]))
+    return lines
+
+
+def scores(found: Row) -> list[str]:
+    lines = [
+        f"## {found['episodes']} test episodes",
+        "",
+        f"Omniglot, `{' '.join(found['words'])}`; the same episodes and weights, in turn by 50, drawn beforehand; "
+        "learn2learn's loop without second order, which scoring does not need. `gate`: relative error of outputs "
+        f"in float64 against learn2learn's. Command: `{found['command']}`.",
+        "",
+        cells(["contender", "seconds", "x learn2learn", "gate"]),
+        cells(["---"] * 4),
+    ]
+    for name, row in found["rows"].items():
+        lines.append(cells([name, f"{row['total_s']:.2f}", f"{row['ratio']:.2f}", f"{row['error']:.0e}"]))
     return lines
 
 
