@@ -52,6 +52,7 @@ print('torch', torch.__version__, torch.cuda.get_device_name(0) if torch.cuda.is
 part tests "$PYTHON" -m pytest "${tests[@]}" tests/test_gpu.py
 part bench "$PYTHON" scripts/bench.py --device $device --out "$OUT" "${bench[@]}"
 part accuracy "$PYTHON" scripts/bench.py accuracy --device $device --out "$OUT" "${bench[@]:0:1}"
+part scores "$PYTHON" scripts/bench.py scores --device $device --out "$OUT" "${bench[@]:0:1}"
 part scaling "$PYTHON" scripts/scaling.py --device $device --out "$OUT" "${scaling[@]}"
 part run metarun "${run[@]}" device=$device out="$OUT/run"
 find "$OUT/run" -name summary.json -exec "$PYTHON" -c "

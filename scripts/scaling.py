@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,8 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def figures(means: Means) -> list[dict[str, Any]]:
+def figures(means: Means) -> Iterator[list[dict[str, Any]]]:
+    """All there are so far, after every point."""
     rows: list[dict[str, Any]] = []
     for grows, values in (QUICK if means.quick else GROWS).items():
         names = list(CONTENDERS[::2] if means.quick else CONTENDERS)
@@ -123,7 +124,7 @@ def figures(means: Means) -> list[dict[str, Any]]:
                 heavy = "" if row["memory_mb"] is None else f", {row['memory_mb']:.0f} MB"
                 say(f"{grows} {value}: {row['contender']} {1000 * row['seconds']:.1f} ms{heavy}")
             rows += found
-    return rows
+            yield rows
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -156,7 +157,8 @@ def main(words: list[str]) -> int:
         means = Means(device, asked.threads, rounds, asked.quick, time.monotonic() + asked.limit)
         about = machine.described(device, pages_kept)
         say(f"{about.get('gpu', about['cpu'])}, {about['threads']} threads, torch {about['torch']}")
-        write(numbers, figures(means))
+        for rows in figures(means):
+            write(numbers, rows)
     picture.draw(numbers, shown)
     say(f"{numbers}\n{shown}")
     return 0

@@ -25,12 +25,13 @@ CHUNKS = (4, 16, 2, 32, 1, 64)  # in the order they are tried, after all tasks a
 RULE = 8  # tasks at a time, unless measured
 START_S = 8.0  # to start worker processes twice, to measure them and to use them: torch's import, mostly
 
-# What compiling is expected to cost and to gain; if it is tried, both are measured. Two cores: 6 s for one inner step
-# of a sine network, 325 operations; 14 to 30 s for one of four convolutions, 1,300.
-COMPILE_S, COMPILE_PER_OPERATION_S = 2.0, 0.02
+# What compiling is expected to cost and to gain; if it is tried, steps are measured. Two cores, scores too, nothing
+# cached: 11 to 22 s for one inner step of a sine network, 325 operations; 40 to 47 s for four convolutions, 1,300.
+COMPILE_S, COMPILE_PER_OPERATION_S = 4.0, 0.03
 LAUNCH_S = 8e-6  # from one small operation to the next: 2.4 ms for those 325
 KEPT = 0.6, 0.1  # of the time in kernels, of the time between them
-SURE = 2.0  # times what it costs must be gained, where it costs more than the risk
+# Where it costs more than the risk, so many times the cost must be gained; of the gain in kernels so much counts.
+SURE, HOPED = 1.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,11 @@ def fastest(found: Mapping[str, float]) -> str:
 def worth_compiling(steps: int, step_s: float, operations: int, chunks: int) -> bool:
     """Whether the run wins back the time to compile `operations`, done `chunks` times a step."""
     between_s = min(step_s, chunks * operations * LAUNCH_S)
-    gain_s = steps * (step_s - KEPT[0] * (step_s - between_s) - KEPT[1] * between_s)
+    sure_s, hoped_s = steps * (1 - KEPT[1]) * between_s, steps * (1 - KEPT[0]) * (step_s - between_s)
     cost_s = COMPILE_S + COMPILE_PER_OPERATION_S * operations
-    return gain_s > cost_s and (cost_s <= RISK * steps * step_s or gain_s > SURE * cost_s)
+    if cost_s <= RISK * steps * step_s:
+        return sure_s + hoped_s > cost_s
+    return sure_s + HOPED * hoped_s > SURE * cost_s
 
 
 def read_plan(path: Path) -> Plan:
