@@ -217,3 +217,17 @@ def test_what_learn2learn_has_not_is_refused(name: str, which: str, bn: str, rea
     net, _ = network(name)
     with pytest.raises(ValueError, match=reason):
         L2L().build(ALGOS[which](bn), net)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "size"),
+    [
+        ("conv4-strided", {}, 8),
+        ("conv4-strided", {"compile": "on"}, 1),
+        ("conv4-strided", {"memory": "adjoint"}, 1),
+        ("conv4-strided", {"memory": "checkpoint"}, 1),
+        ("mlp-sine", {"memory": "adjoint"}, 9),
+    ],
+)
+def test_images_are_taken_as_many_at_a_time_as_is_best(name: str, fields: dict[str, Any], size: int) -> None:
+    assert Vmap("auto", **fields).size(episodes(name, tasks=9)) == size

@@ -65,8 +65,10 @@ def test_a_captured_step_equals_the_launched_one(algo: str, monkeypatch: pytest.
             assert all(torch.allclose(grads[group][name], value, rtol=1e-9) for name, value in params.items())
 
 
-def test_a_run_on_the_gpu(alone: Path) -> None:
-    assert main([*TINY, "device=cuda", "train.steps=200", "train.meta_batch=16", "model.width=32"]) == 0
+@pytest.mark.parametrize("captured", ["on", "off"])
+def test_a_run_on_the_gpu(alone: Path, captured: str) -> None:
+    words = ["device=cuda", "train.steps=200", "train.meta_batch=16", "model.width=32", f"engine.cuda_graph={captured}"]
+    assert main([*TINY, *words]) == 0
     summary = json.loads((only_run(alone / "outputs") / "summary.json").read_text())
     assert summary["protocol"]["device"] == "cuda"
     assert summary["test/acc"] > 0.5

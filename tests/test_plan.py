@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from metarun import plan as plans
+from metarun import settle
 from metarun.cli import main
+from metarun.compose import compose
+from metarun.config import load
 from metarun.errors import RunError
 from metarun.plan import Case, Plan, decide, fastest, read_plan, worth_compiling, write_plan
 from runs import TINY, only_run, outcome
@@ -221,3 +224,11 @@ def test_a_plan_for_another_engine_is_refused(alone: Path, capsys: pytest.Captur
     assert "plan=plan.json: has chunk, which engine=loop knows nothing of" in capsys.readouterr().err
     assert main([*TINY, "plan=none.json", "seed=1"]) == 1
     assert "plan=none.json: cannot be read" in capsys.readouterr().err
+
+
+def test_where_memory_is_saved_no_chunk_is_looked_for() -> None:
+    def left(*words: str) -> frozenset[str]:
+        composed = compose([*words, "track=local", "device=cpu"])
+        return settle._case(load(composed.plain, composed.choices), begun=False).left
+
+    assert left() - left("engine.memory=adjoint") == {"chunk"}
