@@ -75,7 +75,9 @@ def main(words: list[str]) -> int:
         for found in speed(asked, command):  # stored after every workload: hours are not lost to the last of them
             write(stored, added(before, found) if before else found)
     elif asked.mode == "memory":
-        for found in heavier(asked, read(stored)):
+        if not stored.exists():
+            raise SystemExit(f"{stored}: not there; memory is measured of what was timed, by make bench")
+        for found in heavier(asked, command, read(stored)):
             write(stored, found)
     elif asked.mode == "accuracy":
         limits = accuracy.Limits(asked.target, asked.patience, asked.device, asked.quick)
@@ -93,8 +95,12 @@ def main(words: list[str]) -> int:
 def added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """Rows in the order of the workloads; every command that made some of them is named."""
     order, rows = list(WORKLOADS), {row["workload"]: row for row in (*before["rows"], *found["rows"])}
-    command = " and ".join(dict.fromkeys((*before["command"].split(" and "), found["command"])))
+    command = joined(before["command"], found["command"])
     return {**found, "command": command, "rows": sorted(rows.values(), key=lambda row: order.index(row["workload"]))}
+
+
+def joined(before: str, command: str) -> str:
+    return " and ".join(dict.fromkeys((*before.split(" and "), command)))
 
 
 def write(file: Path, found: dict[str, Any]) -> None:
@@ -127,15 +133,16 @@ def speed(asked: argparse.Namespace, command: str) -> Iterator[dict[str, Any]]:
         yield found
 
 
-def heavier(asked: argparse.Namespace, stored: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def heavier(asked: argparse.Namespace, command: str, stored: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """With the memory measured again."""
     machine.settle(asked.threads)
     environment.prepare(say)
     wanted = {workload.name for workload in chosen(listed(asked.only))}
+    plan, named = planned(asked, stored["limit_gflops"]), joined(stored["command"], command)
     for row in stored["rows"]:
         if row["workload"] in wanted:
-            measure.weigh_again(row, planned(asked, stored["limit_gflops"]))
-            yield stored
+            measure.weigh_again(row, plan)
+            yield {**stored, "command": named}
 
 
 def planned(asked: argparse.Namespace, limit_gflops: float) -> measure.Plan:

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from speed import contenders, environment, machine, memory, picture
+from speed.measure import seconds
 from speed.workloads import Workload, conv, descent, few_shot, make_job
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def measured(point: Point, names: list[str], means: Means) -> list[dict[str, Any
             try:
                 choices[name] = contenders.choose(name, job)
                 built = contenders.build(choices[name], job, until)
-                first_s = seconds(lambda step=built.step: step(job.episode), means.device)  # type: ignore[misc]
+                first_s = seconds(lambda step=built.step: step(job.episode), means.device, once=True)  # type: ignore[misc]
             except Exception as problem:  # memory, a compiler, a contender that is not there: the figure goes on
                 say(f"{point.grows} {point.value}: {name} left out: {problem}".splitlines()[0])
                 continue
@@ -93,20 +94,12 @@ def measured(point: Point, names: list[str], means: Means) -> list[dict[str, Any
         times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(means.rounds):
             for name, step in steps.items():
-                times[name].append(seconds(step, means.device))
+                times[name].append(seconds(step, means.device, once=True))
     for name, found in times.items():
         heavy = memory.peak_mb(point.workload, choices[name], means.device, means.threads, means.quick)
         row = {"grows": point.grows, "value": point.value, "contender": name}
         rows.append({**row, "tasks": job.tasks, "seconds": statistics.median(found), "memory_mb": heavy})
     return rows
-
-
-def seconds(step: Callable[[], object], device: torch.device) -> float:
-    machine.wait_for(device)
-    start = time.perf_counter()
-    step()
-    machine.wait_for(device)
-    return time.perf_counter() - start
 
 
 def figures(means: Means) -> Iterator[list[dict[str, Any]]]:

@@ -118,8 +118,8 @@ def test_all_loops_of_the_bench_agree(name: str) -> None:
 
 def test_a_table_from_stored_figures() -> None:
     stored = json.loads((Path(__file__).parent / "speed.json").read_text())
-    row = {"total_s": 2.0, "ratio": 3.5, "error": 1e-6}
-    text = report.markdown(stored, stored["reached"], {**stored, "words": [], "episodes": 600, "rows": {"vmap": row}})
+    row = {"name": "vmap", "total_s": 2.0, "ratio": 3.5, "error": 1e-6}
+    text = report.markdown(stored, stored["reached"], {**stored, "words": [], "episodes": 600, "rows": [row]})
     lines = text.splitlines()
     assert "| **W4-1step** sine | 30.00 | 1.00 |  | wrong |" in lines
     auto = "| W4-1step | auto (chunk 25, processes 1) |"
@@ -135,9 +135,10 @@ def test_a_table_from_stored_figures() -> None:
 def test_both_score_the_same_episodes_alike() -> None:
     said: list[str] = []
     found = scores.measured(CPU, quick=True, say=said.append)
-    assert set(found["rows"]) == {"vmap", "learn2learn"}
-    assert 0 < found["rows"]["vmap"]["error"] < measure.TOLERANCE
-    assert found["rows"]["learn2learn"]["ratio"] == 1.0
+    rows = {row["name"]: row for row in found["rows"]}
+    assert set(rows) == {"vmap", "learn2learn"}
+    assert 0 < rows["vmap"]["error"] < measure.TOLERANCE
+    assert rows["learn2learn"]["ratio"] == 1.0
     assert said[-1] == "scores: 6 of 6 episodes"
 
 
@@ -165,7 +166,9 @@ def test_memory_is_measured_again_of_what_was_timed(tmp_path: Path, monkeypatch:
         {"name": "learn2learn", "status": "timed", "memory_mb": 1.0},
         {"name": "higher", "status": "absent", "reason": "not there"},
     ]
-    stored = {"limit_gflops": 100.0, "rows": [{"workload": "W4-1step", "contenders": rows}]}
+    with pytest.raises(SystemExit, match="not there"):
+        bench.main(["memory", "--out", str(tmp_path)])
+    stored = {"command": "bench.py", "limit_gflops": 100.0, "rows": [{"workload": "W4-1step", "contenders": rows}]}
     (tmp_path / "speed.json").write_text(json.dumps(stored))
     seen = []
 
@@ -176,7 +179,9 @@ def test_memory_is_measured_again_of_what_was_timed(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(memory, "peak_mb", peak_mb)
     monkeypatch.setattr(report, "markdown", lambda *_: "")
     assert bench.main(["memory", "--engines", "auto,vmap,higher", "--out", str(tmp_path)]) == 0
-    found = by_name(json.loads((tmp_path / "speed.json").read_text())["rows"][0])
+    again = json.loads((tmp_path / "speed.json").read_text())
+    found = by_name(again["rows"][0])
+    assert again["command"].startswith("bench.py and scripts/bench.py memory --engines")
     assert seen == [("W4-1step", "vmap")]
     assert [found[name].get("memory_mb") for name in ("auto", "vmap", "learn2learn", "higher")] == [1.0, 2.0, 1.0, None]
 

@@ -142,3 +142,20 @@ def test_a_replayed_outer_step_equals_the_launched_one(optim: str, tmp_path: Pat
             assert torch.allclose(moved, value - 1, rtol=1e-4), name  # torch then counts steps in float32
             assert torch.equal(each.meta["weights"][name], state.meta["weights"][name])
     assert Graph.made == 2
+
+
+@pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_run_goes_on_on_another_device(devices: tuple[str, str], tmp_path: Path) -> None:
+    first, second = (dataclasses.replace(configured(), device=torch.device(name)) for name in devices)
+    plain, launched = begun(configured())
+    advanced(plain, launched, 8)
+    state, outer = begun(first)
+    advanced(state, outer, 4)
+    save(tmp_path / "last.ckpt", state, {})
+    again, resumed = begun(second)
+    restore(again, read(tmp_path / "last.ckpt", torch.device("cpu")))
+    advanced(again, resumed, 8)
+    for name, value in plain.meta["weights"].items():
+        assert torch.allclose(again.meta["weights"][name] - 1, value - 1, rtol=1e-4), name
+    assert [group["capturable"] for group in again.optimizer.param_groups] == [second.device.type == "cuda"]
+    assert Graph.made == 1

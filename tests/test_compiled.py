@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import grad, jacrev, vmap
 from torch.nn.functional import conv2d, max_pool2d
 from torch.utils._pytree import tree_leaves
@@ -144,6 +145,22 @@ def test_one_artefact_serves_every_step_and_chunk(monkeypatch: pytest.MonkeyPatc
     for step in range(3):
         engine.meta_grad(meta, episodes("mlp", tasks=5), step)
     assert made == [2]
+
+
+def test_tracing_computes_nothing(traced: list[int]) -> None:
+    """It would take the memory of a step that is not compiled."""
+    met: list[bool] = []
+
+    def watched(x: Tensor) -> Tensor:
+        met.append(isinstance(x, FakeTensor))
+        return x * 2
+
+    notes: list[str] = []
+    wrapped: Compiled[Tensor] = Compiled(watched, notes.append)
+    assert torch.equal(wrapped(torch.ones(3)), torch.full((3,), 2.0))
+    assert met == [True]
+    assert len(traced) == 1
+    assert notes == []
 
 
 def test_a_failure_is_one_line_and_the_run_goes_on() -> None:

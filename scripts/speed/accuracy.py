@@ -139,15 +139,15 @@ def _episode(train: Tasks, config: RunConfig, step: int) -> Episode:
     return train(torch.arange(first, first + config.train.meta_batch))
 
 
-def _job(config: RunConfig, parts: Parts, train: Tasks) -> Job:
+def job_on(config: RunConfig, parts: Parts, episode: Episode) -> Job:
     workload = Workload("omniglot", "", tuple(parts.data.item), ())
     assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} has no twin"
-    return Job(workload, config, config.algo, parts.net, parts.meta, _episode(train, config, 0))
+    return Job(workload, config, config.algo, parts.net, parts.meta, episode)
 
 
 def _metarun(config: RunConfig, parts: Parts, train: Tasks, limits: Limits) -> Advance:
     """Executed as a long run decides for itself; deciding and compiling are part of the time."""
-    fields = {} if limits.quick else choose(AUTO, _job(config, parts, train)).fields
+    fields = {} if limits.quick else choose(AUTO, job_on(config, parts, _episode(train, config, 0))).fields
     engine = dataclasses.replace(config.engine, **fields).build(config.algo, parts.net)
     state = State(parts.meta, config.optim.cls(learned(parts.meta), **config.optim.values))
     rule = config.train
@@ -163,7 +163,7 @@ def _metarun(config: RunConfig, parts: Parts, train: Tasks, limits: Limits) -> A
 
 
 def _learn2learn(config: RunConfig, parts: Parts, train: Tasks, _limits: Limits) -> Advance:
-    job = _job(config, parts, train)
+    job = job_on(config, parts, _episode(train, config, 0))
     module = twin(job)
     meta_gradient = learn2learn_on(job, module)
     optimizer = config.optim.cls(module.parameters(), **config.optim.values)

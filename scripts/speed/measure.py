@@ -78,7 +78,7 @@ def enter(name: str, small: Job, truth: Meta, job: Job, until: ExitStack) -> Ent
         if row["status"] == "wrong":
             return Entry(row, choice, None)
         built = contenders.build(choice, job, until)
-        row["first_s"] = _seconds(lambda: built.step(job.episode), job.episode.index.device, once=True)
+        row["first_s"] = seconds(lambda: built.step(job.episode), job.episode.index.device, once=True)
         row["notes"] = list(built.notes)
         return Entry(row, choice, lambda: built.step(job.episode))
     except Absent as absent:
@@ -115,14 +115,14 @@ def in_turn(workload: Workload, steps: dict[str, Callable[[], object]], plan: Pl
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(plan.rounds + 1):
         for name, step in steps.items():
-            took = _seconds(step, plan.device, once=plan.quick)
+            took = seconds(step, plan.device, once=plan.quick)
             if round_:  # the first warms up
                 times[name].append(took)
         plan.say(f"{workload.name}: round {round_} of {plan.rounds}")
     return times
 
 
-def _seconds(step: Callable[[], object], device: torch.device, once: bool) -> float:
+def seconds(step: Callable[[], object], device: torch.device, once: bool) -> float:
     machine.wait_for(device)
     start, count = time.perf_counter(), 0
     while count == 0 or (not once and time.perf_counter() - start < AT_LEAST_S):

@@ -66,7 +66,7 @@ def _measure(
 ) -> None:
     try:
         pipe.send(_above_imports(workload, choice, torch.device(device), threads, quick))
-    except (Absent, RuntimeError, OSError, KeyError):
+    except (Absent, RuntimeError, OSError, KeyError, AttributeError):
         pipe.send(None)
 
 

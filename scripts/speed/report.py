@@ -131,8 +131,8 @@ def scores(found: Row) -> list[str]:
         cells(["contender", "seconds", "x learn2learn", "gate"]),
         cells(["---"] * 4),
     ]
-    for name, row in found["rows"].items():
-        lines.append(cells([name, f"{row['total_s']:.2f}", f"{row['ratio']:.2f}", f"{row['error']:.0e}"]))
+    for row in found["rows"]:
+        lines.append(cells([row["name"], f"{row['total_s']:.2f}", f"{row['ratio']:.2f}", f"{row['error']:.0e}"]))
     return lines
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +14,13 @@ from metarun.algos.maml import MAML
 from metarun.assemble import assemble, open_data
 from metarun.config import RunConfig
 from metarun.data.tasks import Data
-from metarun.models.functional import FunctionalNet, quiet_import
+from metarun.models.functional import quiet_import
 from metarun.types import Batch, Episode
-from speed import machine
-from speed.accuracy import QUICK_WORDS
-from speed.measure import TOLERANCE
+from speed import measure
+from speed.accuracy import QUICK_WORDS, job_on
 from speed.peers import objective, tasks
 from speed.twin import twin
-from speed.workloads import Job, Workload, configured
+from speed.workloads import Job, configured
 
 WORDS = ("data=omniglot", "task=5w1s", "task.queries=1", "model=conv4", "model.width=64", "algo=maml", "algo.steps=1",
          "algo.test_steps=3", "algo.inner_lr=0.4", "algo.loss_reduction=mean")  # fmt: skip
@@ -45,31 +43,28 @@ def measured(device: torch.device, quick: bool, say: Callable[[str], None]) -> d
     for name, make in makers.items():
         say(f"scores: {name}: gate")
         error = float((make(exact)(exact.episode) - expected).norm() / expected.norm())
-        if not error < TOLERANCE:
+        if not error < measure.TOLERANCE:
             raise SystemExit(f"{name}: outputs in float64 differ from learn2learn's by {error:.1e}")
         rows[name] = {"error": error, "seconds": []}
     contenders = {name: make(job) for name, make in makers.items()}
     for number, episode in enumerate((batches[0], *batches)):
         for name, scores in contenders.items():
-            took = _seconds(scores, episode, device)
+            took = measure.seconds(partial(scores, episode), device, once=True)
             if number:  # the first warms up, and compiles
                 rows[name]["seconds"].append(took)
         say(f"scores: {min(number * BATCH, count)} of {count} episodes")
     for row in rows.values():
         row["total_s"] = sum(row["seconds"])
-        pairs = zip(rows["learn2learn"]["seconds"], row["seconds"], strict=True)
-        row["ratio"] = median(theirs / own for theirs, own in pairs)
-    return {"words": list(words), "episodes": count, "rows": rows}
+    return {"words": list(words), "episodes": count, "rows": measure.compared(rows)}
 
 
 def _job(config: RunConfig, data: Data, episode: Episode, dtype: torch.dtype) -> Job:
     parts = assemble(config, data)
-    assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} has no twin"
-    parts.net.module.to(dtype)
     meta = {group: {name: value.to(dtype) for name, value in params.items()} for group, params in parts.meta.items()}
     support, query = (Batch(batch.x.to(dtype), batch.y) for batch in (episode.support, episode.query))
-    workload = Workload("omniglot", "", tuple(data.item), ())
-    return Job(workload, config, config.algo, parts.net, meta, Episode(support, query, episode.index))
+    job = job_on(config, parts, Episode(support, query, episode.index))
+    job.net.module.to(dtype)
+    return dataclasses.replace(job, meta=meta)
 
 
 def _ours(compile: str) -> Callable[[Job], Scores]:
@@ -95,11 +90,3 @@ def learn2learn(job: Job) -> Scores:
         return found
 
     return lambda episode: torch.stack([one(x_s, y_s, x_q) for x_s, y_s, x_q, _ in tasks(episode)])
-
-
-def _seconds(scores: Scores, episode: Episode, device: torch.device) -> float:
-    machine.wait_for(device)
-    start = time.perf_counter()
-    scores(episode)
-    machine.wait_for(device)
-    return time.perf_counter() - start

@@ -65,11 +65,15 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def restore(state: State, content: Mapping[str, Any]) -> State:
-    """The saved state; the tensors of `state` are filled, so its optimizer keeps pointing at them."""
+    """The saved state; the tensors of `state` are filled, so its optimizer keeps pointing at them.
+
+    What the optimizer was made with stays: it follows from the configuration, and from the device it goes on.
+    """
     for group, params in state.meta.items():
         for name, value in params.items():
             value.copy_(content["meta"][group][name])
-    state.optimizer.load_state_dict(content["optimizer"])
+    made = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({**content["optimizer"], "param_groups": made})
     for name in ("step", "validated", "best", "total_s", "train_s"):
         setattr(state, name, content[name])
     return state

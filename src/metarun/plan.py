@@ -26,7 +26,7 @@ RULE = 8  # tasks at a time, unless measured
 START_S = 8.0  # to start worker processes twice, to measure them and to use them: torch's import, mostly
 
 # What compiling is expected to cost and to gain; if it is tried, steps are measured. Two cores, scores too, nothing
-# cached: 11 to 22 s for one inner step of a sine network, 325 operations; 40 to 47 s for four convolutions, 1,300.
+# cached: 11 to 22 s for one inner step of a sine network, 325 operations; 42 to 50 s for four convolutions, 1,300.
 COMPILE_S, COMPILE_PER_OPERATION_S = 4.0, 0.03
 LAUNCH_S = 8e-6  # from one small operation to the next: 2.4 ms for those 325
 KEPT = 0.6, 0.1  # of the time in kernels, of the time between them

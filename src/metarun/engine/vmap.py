@@ -54,7 +54,6 @@ class Vmap:
 
     def build(self, algo: Algorithm, net: Net) -> Batched:
         unroll = rolled(UNROLLED if self.memory == "graph" else 1, UNROLL[self.memory])
-        undifferentiated = rolled(1, unroll_graph)  # code of all steps at once gains nothing there
         notes: list[str] = []
 
         def summed_grad(meta: Meta, part: Episode, now: Tensor) -> tuple[Meta, Aux]:
@@ -69,7 +68,7 @@ class Vmap:
 
         def outputs(meta: Meta, part: Episode) -> Tensor:
             def one(task: Episode) -> Tensor:
-                return algo.predict(net, meta, algo.adapted(net, meta, task.support, undifferentiated), task.query.x)
+                return algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll), task.query.x)
 
             found: Tensor = over_tasks(one, part)
             return found
