@@ -38,7 +38,7 @@ types: $(STAMP)  ## mypy over src, tests and scripts
 	@$(BIN)/mypy
 
 bench: $(STAMP)  ## metarun and its peers side by side on this machine, into docs/speed.md (make bench ARGS="--only W4")
-	@$(BIN)/python scripts/bench.py $(ARGS)
+	@PYTHONPATH=scripts $(BIN)/python -m bench $(ARGS)
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

@@ -13,6 +13,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-outputs/gpu_day}
 SMALL=${SMALL:-0}
 mkdir -p "$OUT"
+export PYTHONPATH=scripts${PYTHONPATH:+:$PYTHONPATH}
 failed=()
 
 part() {  # name, command
@@ -27,7 +28,7 @@ part() {  # name, command
     fi
 }
 
-metarun() { "$PYTHON" -c "from metarun.cli import console; console()" "$@"; }
+metarun() { "$PYTHON" -m metarun "$@"; }
 
 run=(algo=maml data=omniglot task=5w1s model=conv4 model.width=64 optim=adam train.meta_batch=32 track=local)
 if [ "$SMALL" = 1 ]; then
@@ -49,11 +50,11 @@ fi
 import torch
 print('torch', torch.__version__, torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'sees no GPU')
 "
-part tests "$PYTHON" -m pytest "${tests[@]}" tests/test_gpu.py
-part bench "$PYTHON" scripts/bench.py --device $device --out "$OUT" "${bench[@]}"
-part accuracy "$PYTHON" scripts/bench.py accuracy --device $device --out "$OUT" "${bench[@]:0:1}"
-part scores "$PYTHON" scripts/bench.py scores --device $device --out "$OUT" "${bench[@]:0:1}"
-part scaling "$PYTHON" scripts/scaling.py --device $device --out "$OUT" "${scaling[@]}"
+part tests "$PYTHON" -m pytest "${tests[@]}" tests/engine/test_gpu.py
+part bench "$PYTHON" -m bench --device $device --out "$OUT" "${bench[@]}"
+part accuracy "$PYTHON" -m bench accuracy --device $device --out "$OUT" "${bench[@]:0:1}"
+part scores "$PYTHON" -m bench scores --device $device --out "$OUT" "${bench[@]:0:1}"
+part scaling "$PYTHON" -m bench.scaling --device $device --out "$OUT" "${scaling[@]}"
 part run metarun "${run[@]}" device=$device out="$OUT/run"
 find "$OUT/run" -name summary.json -exec "$PYTHON" -c "
 import json, sys

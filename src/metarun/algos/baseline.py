@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from metarun.algos import inner_loop
-from metarun.models.fitting import SGD, fit
-from metarun.models.metric import BatchNormMode, body, lowest_where_absent, means, members, unit
-from metarun.models.small import generator, uniform
-from metarun.models.statistics import fresh_buffers, recall, record
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.dense_lstm import generator, uniform
+from metarun.algos.pieces.norm_statistics import fresh_buffers, recall, record
+from metarun.algos.pieces.sgd_fit import SGD, fit
+from metarun.algos.pieces.support_sets import BatchNormMode, body, lowest_where_absent, means, members, unit
 from metarun.types import BUFFERS, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from metarun.algos import inner_loop
-from metarun.algos.inner_loop import Descent, Slope
-from metarun.models.small import generator, uniform
+from metarun.algos import descent as inner_loop
+from metarun.algos.descent import Descent, Slope
+from metarun.algos.pieces.dense_lstm import generator, uniform
 from metarun.types import Meta, Net, Params
 
 CONTEXT = "context"  # what moves; and the entry of Meta with W_gamma and W_beta, or W_phi, by what they change

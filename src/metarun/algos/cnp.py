@@ -16,11 +16,11 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.models.gaussian import bounded, negative_log_likelihood
-from metarun.models.metric import BatchNormMode, body, embed_support, embed_task, means
-from metarun.models.small import dense, dense_init
-from metarun.models.statistics import fresh_buffers
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.dense_lstm import dense, dense_init
+from metarun.algos.pieces.norm_statistics import fresh_buffers
+from metarun.algos.pieces.normal import bounded, negative_log_likelihood
+from metarun.algos.pieces.support_sets import BatchNormMode, body, embed_support, embed_task, means
 from metarun.types import Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.models.fitting import SGD, fit
-from metarun.models.metric import BatchNormMode, lowest_where_absent, members
-from metarun.models.statistics import fresh_buffers, recall, record
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.norm_statistics import fresh_buffers, recall, record
+from metarun.algos.pieces.sgd_fit import SGD, fit
+from metarun.algos.pieces.support_sets import BatchNormMode, lowest_where_absent, members
 from metarun.types import BUFFERS, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

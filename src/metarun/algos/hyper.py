@@ -20,10 +20,10 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 from torch.nn.functional import linear, relu
 
-from metarun.algos import inner_loop
-from metarun.models.metric import BatchNormMode, lowest_where_absent, means, members
-from metarun.models.small import dense, dense_init, generator, uniform
-from metarun.models.statistics import fresh_buffers, recall, record
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.dense_lstm import dense, dense_init, generator, uniform
+from metarun.algos.pieces.norm_statistics import fresh_buffers, recall, record
+from metarun.algos.pieces.support_sets import BatchNormMode, lowest_where_absent, means, members
 from metarun.types import BUFFERS, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from torch.func import grad, vjp
 
-from metarun.algos import inner_loop
-from metarun.models.conjugate import solved
-from metarun.models.statistics import RECALL, RECORD, Statistics, fresh_buffers, record
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.conjugate_gradient import solved
+from metarun.algos.pieces.norm_statistics import RECALL, RECORD, Statistics, fresh_buffers, record
 from metarun.types import BUFFERS, Adapted, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from metarun.algos import inner_loop
-from metarun.algos.inner_loop import Descent, Slope
+from metarun.algos import descent as inner_loop
+from metarun.algos.descent import Descent, Slope
 from metarun.types import Meta, Net, Params
 
 

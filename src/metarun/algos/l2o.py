@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from metarun.algos import inner_loop
-from metarun.algos.inner_loop import Descent, Slope
-from metarun.models.coordinates import preprocessed, stacked, unstacked
-from metarun.models.small import dense, dense_init, lstm, lstm_init
+from metarun.algos import descent as inner_loop
+from metarun.algos.descent import Descent, Slope
+from metarun.algos.pieces.coordinatewise import preprocessed, stacked, unstacked
+from metarun.algos.pieces.dense_lstm import dense, dense_init, lstm, lstm_init
 from metarun.types import Meta, Net, Params
 
 

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.algos.inner_loop import Descent, Slope
-from metarun.models.coordinates import preprocessed, stacked, unstacked
-from metarun.models.small import State, dense, generator, lstm, lstm_init, uniform
+from metarun.algos import descent as inner_loop
+from metarun.algos.descent import Descent, Slope
+from metarun.algos.pieces.coordinatewise import preprocessed, stacked, unstacked
+from metarun.algos.pieces.dense_lstm import State, dense, generator, lstm, lstm_init, uniform
 from metarun.types import Meta, Net, Params
 
 SPREAD = 0.01  # of the gates' weights at the start: small, so that the biases alone decide

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from metarun.algos import inner_loop
-from metarun.algos.inner_loop import Descent, Slope
-from metarun.models.statistics import row
+from metarun.algos import descent as inner_loop
+from metarun.algos.descent import Descent, Slope
+from metarun.algos.pieces.norm_statistics import row
 from metarun.types import Meta, Net, Params
 
 

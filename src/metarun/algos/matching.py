@@ -18,11 +18,19 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.models.context import attentive, both_ways
-from metarun.models.metric import BatchNormMode, body, embed_support, embed_task, lowest_where_absent, members, unit
-from metarun.models.small import lstm_init
-from metarun.models.statistics import fresh_buffers
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.dense_lstm import lstm_init
+from metarun.algos.pieces.full_context import attentive, both_ways
+from metarun.algos.pieces.norm_statistics import fresh_buffers
+from metarun.algos.pieces.support_sets import (
+    BatchNormMode,
+    body,
+    embed_support,
+    embed_task,
+    lowest_where_absent,
+    members,
+    unit,
+)
 from metarun.types import Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.algos.inner_loop import Descent, Slope
+from metarun.algos import descent as inner_loop
+from metarun.algos.descent import Descent, Slope
 from metarun.types import Meta, Net, Params
 
 MODES = ("out", "in", "filter")

@@ -19,10 +19,17 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.models.metric import BatchNormMode, body, embed_support, embed_task, lowest_where_absent, members
-from metarun.models.qp import Program, solve
-from metarun.models.statistics import fresh_buffers
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.norm_statistics import fresh_buffers
+from metarun.algos.pieces.quadratic_program import Program, solve
+from metarun.algos.pieces.support_sets import (
+    BatchNormMode,
+    body,
+    embed_support,
+    embed_task,
+    lowest_where_absent,
+    members,
+)
 from metarun.types import Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metarun.algos.inner_loop import Descent, Slope
+from metarun.algos.descent import Descent, Slope
 from metarun.types import Meta, Net, Params
 
 

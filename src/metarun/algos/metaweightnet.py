@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.algos.inner_loop import Descent, Slope
-from metarun.models.small import dense, dense_init
+from metarun.algos import descent as inner_loop
+from metarun.algos.descent import Descent, Slope
+from metarun.algos.pieces.dense_lstm import dense, dense_init
 from metarun.types import Kind, Meta, Net, Params
 
 WEIGHTING = "weighting"  # the entry of Meta with Theta

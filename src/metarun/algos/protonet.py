@@ -13,8 +13,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.models.metric import (
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.norm_statistics import fresh_buffers
+from metarun.algos.pieces.support_sets import (
     BatchNormMode,
     body,
     embed_support,
@@ -24,7 +25,6 @@ from metarun.models.metric import (
     members,
     unit,
 )
-from metarun.models.statistics import fresh_buffers
 from metarun.types import Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

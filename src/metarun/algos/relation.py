@@ -15,10 +15,17 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algos import inner_loop
-from metarun.models.metric import BatchNormMode, body, embed_support, embed_task, lowest_where_absent, members
-from metarun.models.relation import relation, relation_init, relation_stats
-from metarun.models.statistics import fresh_buffers, recall, record
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.norm_statistics import fresh_buffers, recall, record
+from metarun.algos.pieces.relation_module import relation, relation_init, relation_stats
+from metarun.algos.pieces.support_sets import (
+    BatchNormMode,
+    body,
+    embed_support,
+    embed_task,
+    lowest_where_absent,
+    members,
+)
 from metarun.types import BUFFERS, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 

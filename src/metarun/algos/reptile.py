@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from metarun.algos import inner_loop
-from metarun.models.statistics import RECALL, RECORD, Statistics, fresh_buffers
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.norm_statistics import RECALL, RECORD, Statistics, fresh_buffers
 from metarun.types import BUFFERS, Adapted, Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 BETA_2, EPSILON = 0.999, 1e-8  # Adam's own

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from metarun.algos import inner_loop
-from metarun.models.metric import BatchNormMode, body, embed_support, embed_task
-from metarun.models.sequence import attention, attention_init, num_layers, tc, tc_init
-from metarun.models.small import dense, dense_init
-from metarun.models.statistics import fresh_buffers
+from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.dense_lstm import dense, dense_init
+from metarun.algos.pieces.norm_statistics import fresh_buffers
+from metarun.algos.pieces.snail_blocks import attention, attention_init, num_layers, tc, tc_init
+from metarun.algos.pieces.support_sets import BatchNormMode, body, embed_support, embed_task
 from metarun.types import Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 BLOCK = 100  # seeds set aside for each block

@@ -1,1 +1,1 @@
-"""Where tasks come from: pools of class images, function families, and episodes drawn from them by number."""
+"""Data sets: fetched, read, packed into a store, and drawn from as tasks."""

@@ -1,1 +1,1 @@
-"""Ways to execute an algorithm on many tasks; they agree in every number."""
+"""Ways to execute an algorithm on many tasks; all give the same numbers."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.engine.stacked import kept, learned, leaves, mean, num_tasks, tasks, total
-from metarun.engine.unroll import unroll_graph
+from metarun.engine.task_axis import kept, learned, leaves, mean, num_tasks, tasks, total
+from metarun.engine.unroll.stored import unroll_graph
 from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net
 
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, multiprocessing
 from torch.utils._pytree import tree_map
 
-from metarun.allocator import Allocator, keep_pages
-from metarun.engine.stacked import num_tasks
+from metarun.engine.task_axis import num_tasks
 from metarun.errors import RunError
 from metarun.models.functional import FunctionalNet, quiet_import
-from metarun.startup import load_torch
+from metarun.torch_setup.allocator import Allocator, keep_pages
+from metarun.torch_setup.lazy_compiler import load_torch
 from metarun.types import Algorithm, Aux, Engine, Episode, Meta
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from metarun.engine.adjoint import unroll_adjoint, unroll_checkpoint
-from metarun.engine.captured import Captured
-from metarun.engine.compiled import Compiled
-from metarun.engine.rolled import UNROLLED, rolled
-from metarun.engine.stacked import chunks, kept, learned, mean, num_tasks, slopes, tasks, total, total_over_tasks
-from metarun.engine.unroll import Memory, unroll_graph
+from metarun.engine.compile.cuda_graph import Captured
+from metarun.engine.compile.inductor import Compiled
+from metarun.engine.task_axis import chunks, kept, learned, mean, num_tasks, slopes, tasks, total, total_over_tasks
+from metarun.engine.unroll.adjoint import unroll_adjoint, unroll_checkpoint
+from metarun.engine.unroll.rolled import UNROLLED, rolled
+from metarun.engine.unroll.stored import Memory, unroll_graph
 from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net, Unroll
 
 CPU_CHUNK = 8  # more fall out of the cache: 177 tasks/s by 8, 137 by 16, conv4 of 32 on 28x28 images, two cores

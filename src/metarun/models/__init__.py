@@ -1,1 +1,1 @@
-"""Networks, and the way from a torch module to pure functions."""
+"""Networks, and a torch module as pure functions of its weights."""

@@ -1,1 +1,1 @@
-"""One file per data set."""
+"""One file a data set."""

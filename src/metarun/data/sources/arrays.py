@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data import own_split
-from metarun.data.contents import Contents
-from metarun.data.features import Reader, Table
-from metarun.data.own_split import Shares
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pool import DataError, Pool
+from metarun.data.read.tables import Reader, Table
+from metarun.data.splits import split_file as own_split
+from metarun.data.splits.split_file import Shares
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import Copies, digest, packed
+from metarun.data.store.pool import DataError, Pool
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Kind, Split

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data import zips
-from metarun.data.archive import members
-from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Look
-from metarun.data.pool import DataError, Pool
-from metarun.data.published import Edition, Facts, File, at, class_list, home, obtain
-from metarun.data.unpickle import read
+from metarun.data.fetch.editions import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.read import zip_archive as zips
+from metarun.data.read.images import Filter, Look
+from metarun.data.read.safe_pickle import read
+from metarun.data.read.tar_archive import members
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import Copies, digest, packed
+from metarun.data.store.pool import DataError, Pool
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Kind, Split

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from metarun.data import archive
-from metarun.data.contents import Contents
-from metarun.data.pack import digest, packed
-from metarun.data.pictures import Look
-from metarun.data.pool import Pool
-from metarun.data.published import ColourPictures, Edition, Facts, home, obtain, tarred
+from metarun.data.fetch.editions import ColourPictures, Edition, Facts, home, obtain, tarred
+from metarun.data.read import tar_archive as archive
+from metarun.data.read.images import Look
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import digest, packed
+from metarun.data.store.pool import Pool
 
 if TYPE_CHECKING:  # types.py imports torch
     pass

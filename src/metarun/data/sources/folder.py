@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data import own_split
-from metarun.data.class_folders import Class, Listing, listing, shown
-from metarun.data.contents import Contents
-from metarun.data.own_split import Shares, some
-from metarun.data.pack import Copies, Pack, digest, packed
-from metarun.data.pictures import Filter, Fit, Look, in_order
-from metarun.data.pool import DataError, Pool, Say
+from metarun.data.read.class_folders import Class, Listing, listing, shown
+from metarun.data.read.images import Filter, Fit, Look, in_order
+from metarun.data.splits import split_file as own_split
+from metarun.data.splits.split_file import Shares, some
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import Copies, Pack, digest, packed
+from metarun.data.store.pool import DataError, Pool, Say
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Kind, Split

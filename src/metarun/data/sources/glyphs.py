@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.contents import Contents
-from metarun.data.pack import packed
-from metarun.data.pool import Pool
 from metarun.data.sources.pen import JOINTS, Floats, Ints, Strokes, curve, ink, place, string
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import packed
+from metarun.data.store.pool import Pool
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Kind, Split

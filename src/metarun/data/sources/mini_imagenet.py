@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.contents import Contents
-from metarun.data.pack import digest, packed
-from metarun.data.pictures import Look, in_order
-from metarun.data.pool import DataError, Pool, Say
-from metarun.data.published import ColourPictures, Edition, Facts, File, at, class_list, home, obtain
-from metarun.data.unpickle import load, read
+from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.read.images import Look, in_order
+from metarun.data.read.safe_pickle import load, read
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import digest, packed
+from metarun.data.store.pool import DataError, Pool, Say
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Split

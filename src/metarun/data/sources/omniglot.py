@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data import zips
-from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Look
-from metarun.data.pool import DataError, Pool, Say
-from metarun.data.published import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.fetch.editions import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.read import zip_archive as zips
+from metarun.data.read.images import Filter, Look
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import Copies, digest, packed
+from metarun.data.store.pool import DataError, Pool, Say
 
 if TYPE_CHECKING:  # types.py imports torch
     from PIL import Image

@@ -11,11 +11,11 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.contents import Contents
-from metarun.data.pack import Copies, digest, packed
-from metarun.data.pictures import Filter, Look
-from metarun.data.pool import DataError, Pool
-from metarun.data.published import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.fetch.editions import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.read.images import Filter, Look
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import Copies, digest, packed
+from metarun.data.store.pool import DataError, Pool
 
 if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Kind, Split

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:  # data sets are listed without torch
     import torch
 
-    from metarun.data.tasks import Data
+    from metarun.data.tasks.contracts import Data
     from metarun.types import Kind
 
 
@@ -28,6 +28,6 @@ class Sine:
                 raise ValueError(f"{name}=[{low}, {high}]: need two finite numbers, the smaller first")
 
     def open(self, device: torch.device, dtype: torch.dtype) -> Data:
-        from metarun.data.waves import SineData
+        from metarun.data.tasks.sinusoids import SineData
 
         return SineData(self, device, dtype)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data import archive
-from metarun.data.contents import Contents
-from metarun.data.pack import digest, packed
-from metarun.data.pictures import Look
-from metarun.data.pool import DataError, Pool
-from metarun.data.published import ColourPictures, Edition, Facts, File, at, home, obtain
+from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, home, obtain
+from metarun.data.read import tar_archive as archive
+from metarun.data.read.images import Look
+from metarun.data.store.contents import Contents
+from metarun.data.store.pack import digest, packed
+from metarun.data.store.pool import DataError, Pool
 
 if TYPE_CHECKING:  # types.py imports torch
     pass

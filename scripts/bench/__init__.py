@@ -1,0 +1,1 @@
+"""metarun beside its peers on this machine: `make bench`."""

@@ -1,0 +1,186 @@
+"""Seconds until a validation accuracy on real Omniglot: metarun beside learn2learn's loop, on the same episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import machine
+from bench.contenders import AUTO, choose
+from bench.peers import learn2learn_on
+from bench.twin import names, twin
+from bench.workloads import Job, Workload, configured
+from metarun.config.schema import RunConfig
+from metarun.data.tasks.contracts import Tasks
+from metarun.models.functional import FunctionalNet, quiet_import
+from metarun.run.build import Parts, assemble, open_data, train_tasks
+from metarun.train.evaluate import evaluate
+from metarun.train.loop import Outer
+from metarun.train.state import State, learned
+from metarun.types import Episode, Meta
+
+TARGET, PATIENCE_S = 0.95, 1800.0
+EVERY, EPISODES, BATCH = 20, 400, 50
+QUICK_EVERY, QUICK_EPISODES, QUICK_PATIENCE_S = 10, 10, 2.0
+# Width 32 and a fast outer rate: some minutes on one core. Under `mean`, 2.0 is the 0.4 of Finn 2017's code.
+WORDS = ("data=omniglot", "task=5w1s", "model=conv4", "optim=adam_short", "algo=maml", "algo.loss_reduction=mean",
+         "algo.inner_lr=2.0", "train.meta_batch=32")  # fmt: skip
+QUICK_WORDS = ("data=glyphs", "model.width=4", "train.meta_batch=2")
+Advance = Callable[[Episode, int], Meta]
+"""One meta-step; the weights after it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    target: float
+    patience_s: float
+    device: str
+    quick: bool
+
+    @property
+    def seconds(self) -> float:
+        return min(self.patience_s, QUICK_PATIENCE_S) if self.quick else self.patience_s
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*WORDS, *QUICK_WORDS) if self.quick else WORDS
+
+
+def measured(limits: Limits, say: Callable[[str], None]) -> dict[str, Any]:
+    """On a CPU of several cores both run at once, each on a core of its own; else one after the other."""
+    together = limits.device == "cpu" and (os.cpu_count() or 1) > 1
+    context = multiprocessing.get_context("spawn")
+    runs: dict[str, Any] = {}
+    waiting = []
+    for name in ADVANCES:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_run, args=(theirs, name, limits))
+        process.start()
+        theirs.close()
+        waiting.append((name, ours, process))
+        if not together:
+            runs[name] = _heard(*waiting.pop(), say)
+    for place in waiting:
+        runs[place[0]] = _heard(*place, say)
+    config = configured(limits.words)
+    return {
+        "target": limits.target,
+        "words": list(limits.words),
+        "every": QUICK_EVERY if limits.quick else EVERY,
+        "episodes": QUICK_EPISODES if limits.quick else EPISODES,
+        "tasks": config.train.meta_batch,
+        "how": "at the same time, one thread each" if together else "one after the other",
+        "runs": runs,
+    }
+
+
+def _heard(name: str, pipe: Connection, process: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    curve: list[dict[str, float]] = []
+    while True:
+        try:
+            heard = pipe.recv()
+        except EOFError:
+            raise SystemExit(f"{name}: its process ended early") from None
+        if isinstance(heard, bool):
+            process.join()
+            return {"reached": heard, "curve": curve}
+        curve.append(heard)
+        say(f"{name}: step {heard['step']}, {heard['seconds']:.1f} s, accuracy {heard['accuracy']:.4f}")
+
+
+def _run(pipe: Connection, name: str, limits: Limits) -> None:
+    machine.settle(1)
+    config = configured(limits.words)
+    device = torch.device(limits.device)
+    parts, train, validate = _prepared(config, device, limits)
+    quiet_import("learn2learn")  # nobody's time
+    begin = time.perf_counter()
+    advance = ADVANCES[name](config, parts, train, limits)
+    every = QUICK_EVERY if limits.quick else EVERY
+    step, seconds, reached = 0, time.perf_counter() - begin, False
+    while not reached and (step == 0 or seconds < limits.seconds):
+        start, meta = time.perf_counter(), parts.meta
+        for _ in range(every):
+            meta = advance(_episode(train, config, step), step)
+            step += 1
+        machine.wait_for(device)
+        seconds += time.perf_counter() - start
+        score = validate(meta)
+        pipe.send({"step": step, "seconds": seconds, "accuracy": score})
+        reached = score >= limits.target
+    pipe.send(reached)
+
+
+def _prepared(config: RunConfig, device: torch.device, limits: Limits) -> tuple[Parts, Tasks, Callable[[Meta], float]]:
+    config = dataclasses.replace(config, device=device)
+    data = open_data(config, lambda _: None)
+    parts = assemble(config, data)
+    tasks = data.tasks("val", config.task.test, config.seed)
+    episodes = QUICK_EPISODES if limits.quick else EPISODES
+
+    def validate(meta: Meta) -> float:
+        """By metarun for both: not timed."""
+        return evaluate(parts.engine, meta, tasks, "classes", episodes, BATCH, lambda _: None).mean
+
+    return parts, train_tasks(config, data), validate
+
+
+def _episode(train: Tasks, config: RunConfig, step: int) -> Episode:
+    first = step * config.train.meta_batch
+    return train(torch.arange(first, first + config.train.meta_batch))
+
+
+def job_on(config: RunConfig, parts: Parts, episode: Episode) -> Job:
+    workload = Workload("omniglot", "", tuple(parts.data.item), ())
+    assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} has no twin"
+    return Job(workload, config, config.algo, parts.net, parts.meta, episode)
+
+
+def _metarun(config: RunConfig, parts: Parts, train: Tasks, limits: Limits) -> Advance:
+    """Executed as a long run decides for itself; deciding and compiling are part of the time."""
+    fields = {} if limits.quick else choose(AUTO, job_on(config, parts, _episode(train, config, 0))).fields
+    engine = dataclasses.replace(config.engine, **fields).build(config.algo, parts.net)
+    state = State(parts.meta, config.optim.cls(learned(parts.meta), **config.optim.values))
+    rule = config.train
+    outer = Outer(config.schedule, config.optim.values["lr"], rule.steps, rule.clip, rule.clip_by)
+
+    def advance(episode: Episode, step: int) -> Meta:
+        grads, _ = engine.meta_grad(state.meta, episode, step)
+        outer(state, grads)
+        state.step += 1
+        return state.meta
+
+    return advance
+
+
+def _learn2learn(config: RunConfig, parts: Parts, train: Tasks, _limits: Limits) -> Advance:
+    job = job_on(config, parts, _episode(train, config, 0))
+    module = twin(job)
+    meta_gradient = learn2learn_on(job, module)
+    optimizer = config.optim.cls(module.parameters(), **config.optim.values)
+    weights: dict[str, Tensor] = {n: p.detach() for n, p in zip(names(job), module.parameters(), strict=True)}
+
+    def advance(episode: Episode, _step: int) -> Meta:
+        found = meta_gradient(episode)["weights"]
+        for name, parameter in zip(names(job), module.parameters(), strict=True):
+            parameter.grad = found[name]
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"weights": weights}
+
+    return advance
+
+
+ADVANCES: dict[str, Callable[[RunConfig, Parts, Tasks, Limits], Advance]] = {
+    "metarun": _metarun,
+    "learn2learn": _learn2learn,
+}

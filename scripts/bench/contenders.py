@@ -1,0 +1,170 @@
+"""Who is timed: metarun as it decides by itself, its engines one by one, and the peers."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from bench import machine, peers
+from bench.absent import Absent
+from bench.workloads import Job, configured
+from metarun.config.compose import compose
+from metarun.engine.processes import shared
+from metarun.errors import ConfigError
+from metarun.run.execution import Case, decide
+from metarun.run.settle import CHOICES, REPEATS, Calls
+from metarun.types import Episode, Meta
+
+AUTO = "auto"
+OFF = "engine.compile=off"
+METARUN = {
+    AUTO: ("engine=vmap",),
+    "vmap": ("engine=vmap", OFF),
+    "compiled": ("engine=vmap", "engine.compile=on"),
+    "processes": ("engine=vmap", OFF),
+    "processes compiled": ("engine=vmap", "engine.compile=on"),
+    "adjoint": ("engine=vmap", OFF, "engine.memory=adjoint"),
+    "adjoint compiled": ("engine=vmap", "engine.compile=on", "engine.memory=adjoint"),
+    "loop": ("engine=loop",),
+}
+PEERS: dict[str, Callable[[Job], peers.Step]] = {
+    "learn2learn": peers.learn2learn,
+    "higher": peers.higher,
+    "torchopt": peers.torchopt,
+    "autograd": peers.autograd,
+}
+MANY = "processes"
+LONG = ("adjoint", "adjoint compiled")  # for many inner steps
+LONG_WORKLOADS = ("W3-10steps",)
+RUN_STEPS = 60_000  # of the run that `auto` decides for: Finn 2017
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A contender as it can be sent to another process."""
+
+    name: str
+    words: tuple[str, ...]  # for metarun's
+    fields: Mapping[str, Any]  # of the engine, in place of what the words say
+    processes: int
+
+    def told(self) -> dict[str, Any]:
+        return {"chosen": {**self.fields, "processes": self.processes}} if self.name == AUTO else {}
+
+
+class Built(NamedTuple):
+    step: peers.Step  # the meta-gradient, mean over tasks
+    notes: list[str]  # what did not go as it was asked to
+
+
+def names_for(workload: str, wanted: list[str]) -> list[str]:
+    every = [*METARUN, *PEERS]
+    unknown = sorted(set(wanted) - set(every))
+    if unknown:
+        raise SystemExit(f"--engines {','.join(unknown)}: no such contender ({', '.join(every)})")
+    return [name for name in every if (name in wanted if wanted else name not in LONG or workload in LONG_WORKLOADS)]
+
+
+def choose(name: str, job: Job) -> Choice:
+    """What there is to decide is decided by measuring `job`."""
+    if name in PEERS:
+        return Choice(name, (), {}, 1)
+    cpu, threads = job.episode.index.device.type == "cpu", torch.get_num_threads()
+    if name.startswith(MANY) and (threads == 1 or not cpu):
+        raise Absent("needs several threads of a CPU to share out")
+    words = METARUN[name]
+    if name not in (AUTO, "loop"):
+        words = (*words, *job.workload.engine)
+    if name != AUTO:
+        return Choice(name, words, {}, threads if name.startswith(MANY) else 1)
+    builder = _engine(words)
+    left = {field for field in CHOICES if getattr(builder, field, None) == "auto"}
+    left = (left | {"processes"}) if cpu else left - {"chunk"}
+    case = Case(
+        steps=RUN_STEPS,
+        meta_batch=job.tasks,
+        left=frozenset(left),
+        cores=threads,
+        processes=1,
+        threads=threads,
+    )
+    plan = decide(case, lambda: Trial(words, job), lambda _: None)
+    return Choice(name, words, plan.engine, plan.processes)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """metarun.run.execution.Trial over a job."""
+
+    words: tuple[str, ...]
+    job: Job
+
+    @property
+    def operations(self) -> int:
+        with ExitStack() as until, Calls() as calls:
+            build(Choice(AUTO, self.words, {}, 1), self.job, until).step(self.job.episode)
+        return int(calls.count)
+
+    def seconds(self, engine: Mapping[str, Any], processes: int) -> tuple[float, float]:
+        times = []
+        with ExitStack() as until:
+            step = build(Choice(AUTO, self.words, engine, processes), self.job, until).step
+            for _ in range(1 + REPEATS):
+                start = time.perf_counter()
+                step(self.job.episode)
+                machine.wait_for(self.job.episode.index.device)
+                times.append(time.perf_counter() - start)
+        return times[0], statistics.median(times[1:])
+
+
+def build(choice: Choice, job: Job, until: ExitStack) -> Built:
+    """`until`: when it ends, so do the contender's processes."""
+    if choice.name in PEERS:
+        return Built(PEERS[choice.name](job), [])
+    try:
+        builder = _engine(choice.words)
+        builder = dataclasses.replace(builder, **choice.fields) if choice.fields else builder
+        if choice.processes > 1:
+            return Built(_shared(builder, choice.processes, job, until), [])
+        engine = builder.build(job.algo, job.net)
+    except (ConfigError, ValueError) as error:
+        raise Absent(str(error)) from error
+    return Built(lambda episode: engine.meta_grad(job.meta, episode, 0)[0], getattr(engine, "notes", []))
+
+
+def _shared(builder: Any, count: int, job: Job, until: ExitStack) -> peers.Step:
+    """One thread each; the others' threads are as before when it is their turn."""
+    threads = torch.get_num_threads()
+    engine = until.enter_context(shared(count, builder, job.algo, job.net, "auto"))
+    torch.set_num_threads(threads)
+
+    def step(episode: Episode) -> Meta:
+        torch.set_num_threads(1)
+        try:
+            return engine.meta_grad(job.meta, episode, 0)[0]
+        finally:
+            torch.set_num_threads(threads)
+
+    return step
+
+
+def _engine(words: tuple[str, ...]) -> Any:
+    known = _keys(words[0])
+    for word in words[1:]:
+        key = word.partition("=")[0].partition(".")[2]
+        if word != OFF and key not in known:
+            raise Absent(f"metarun has no engine.{key} here")
+    return configured(tuple(word for word in words if word != OFF or "compile" in known)).engine
+
+
+@cache
+def _keys(engine: str) -> frozenset[str]:
+    return frozenset(compose([engine, "track=local"]).plain["engine"])

@@ -1,0 +1,109 @@
+"""The machine: what it is, what it can do at most, and the settings that hold for every contender alike."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+from torch.utils.flop_counter import FlopCounterMode
+
+from metarun.torch_setup.allocator import keep_pages
+
+# Images, channels in and out, pixels a side: the convolutions of few-shot networks, several tasks together.
+SHAPES = ((160, 64, 64, 14), (300, 32, 32, 42), (256, 64, 64, 56), (512, 128, 128, 28))
+CUDA_SHAPES = ((2048, 64, 64, 28), (1024, 128, 128, 28), (1024, 256, 256, 28))
+LIMIT_ROUNDS = 7
+
+
+def settle(threads: int) -> bool:
+    """Before anything large is allocated; whether freed pages are kept."""
+    torch.set_num_threads(threads)
+    return keep_pages("auto")
+
+
+def described(device: torch.device, pages_kept: bool) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gb": memory_gb(),
+        "threads": torch.get_num_threads(),
+        "vector": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device.type,
+        "allocator": "freed pages kept (mallopt)" if pages_kept else "the system's",
+    }
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+        about["tf32"] = torch.backends.cudnn.allow_tf32
+    return about
+
+
+def cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            found = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        found = []
+    return found[0] if found else platform.processor() or "unknown"
+
+
+def memory_gb() -> int | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    except (ValueError, OSError):
+        return None
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def limit_gflops(device: torch.device, quick: bool) -> float:
+    """The best fp32 convolution there is, forwards or backwards, channels last."""
+    shapes = CUDA_SHAPES if device.type == "cuda" else SHAPES
+    best = 0.0
+    with torch.no_grad():
+        for images, inputs, width, side in shapes[:1] if quick else shapes:
+            x = torch.randn(images, inputs, side, side, device=device).to(memory_format=torch.channels_last)
+            w = torch.randn(width, inputs, 3, 3, device=device).to(memory_format=torch.channels_last)
+            y = conv2d(x, w, padding=1)
+            operations = 2 * images * side * side * 9 * inputs * width
+            for run in _directions(x, w, y):
+                best = max(best, operations / _median_s(run, device, 2 if quick else LIMIT_ROUNDS) / 1e9)
+    return best
+
+
+def _directions(x: Tensor, w: Tensor, y: Tensor) -> list[Callable[[], object]]:
+    def backward(mask: list[bool]) -> Callable[[], object]:
+        return lambda: torch.ops.aten.convolution_backward(
+            y, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+        )
+
+    return [lambda: conv2d(x, w, padding=1), backward([True, False, False]), backward([False, True, False])]
+
+
+def _median_s(run: Callable[[], object], device: torch.device, rounds: int) -> float:
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        run()
+        wait_for(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])  # the first warms up
+
+
+def gflop(run: Callable[[], object]) -> float:
+    """Multiplications and additions of convolutions and matrix products; nothing else is counted."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops()) / 1e9

@@ -1,0 +1,108 @@
+"""Peak memory of a few meta-steps, in a process of its own, above what importing everything costs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import torch
+
+from bench import contenders, environment, machine
+from bench.absent import Absent
+from bench.workloads import Workload, make_job
+
+PATIENCE_S = 900
+STEPS = 2
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_mb(
+    workload: Workload, choice: contenders.Choice, device: torch.device, threads: int, quick: bool
+) -> float | None:
+    """None: not known here, or more than there was."""
+    if choice.processes > 1:
+        return None  # pages that processes share would count twice
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measure, args=(theirs, workload, choice, str(device), threads, quick))
+    with _findable(context):
+        process.start()
+    theirs.close()
+    found: float | None = None
+    with contextlib.suppress(EOFError):
+        if ours.poll(PATIENCE_S):
+            found = ours.recv()
+    process.join(5.0)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return found
+
+
+@contextlib.contextmanager
+def _findable(context: ForkServerContext) -> Iterator[None]:
+    """The server that is forked from does not inherit this process's path."""
+    context.set_forkserver_preload(["bench.preloaded"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _measure(
+    pipe: Connection, workload: Workload, choice: contenders.Choice, device: str, threads: int, quick: bool
+) -> None:
+    try:
+        pipe.send(_above_imports(workload, choice, torch.device(device), threads, quick))
+    except (Absent, RuntimeError, OSError, KeyError, AttributeError):
+        pipe.send(None)
+
+
+def _above_imports(
+    workload: Workload, choice: contenders.Choice, device: torch.device, threads: int, quick: bool
+) -> float:
+    machine.settle(threads)
+    environment.offer()
+    _run(workload, choice, device, quick=True, tasks=2)  # brings in the code, at next to no memory
+    base = _now(device)
+    _run(workload, choice, device, quick, tasks=None)
+    return (_peak(device) - base) / 2**20
+
+
+def _run(workload: Workload, choice: contenders.Choice, device: torch.device, quick: bool, tasks: int | None) -> None:
+    job = make_job(workload, device, torch.float32, tasks, quick)
+    with ExitStack() as until:
+        step = contenders.build(choice, job, until).step
+        for _ in range(STEPS):
+            step(job.episode)
+    machine.wait_for(device)
+
+
+def _now(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed on the way here would be used again, and not count
+    CLEAR.write_text("5")  # the peak begins anew
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,166 @@
+"""Time and memory of a meta-step as tasks, inner steps, ways and images grow: metarun against learn2learn's loop.
+
+python -m bench.scaling            # about an hour on two cores; writes docs/scaling.csv and docs/scaling.png
+python -m bench.scaling --quick    # a few short points, into outputs/bench: does it work at all?
+python -m bench.scaling --plot     # the picture anew from the numbers
+
+One thing grows at a time, the rest as in WORDS; MAML of second order on random images. All in one process, in turn; the
+memory in a process of its own (above what the imports cost). A point that does not fit into the memory, or takes longer
+than it may, is left out, and so are the larger ones after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import contenders, environment, machine, memory, picture
+from bench.measure import seconds
+from bench.workloads import Workload, conv, descent, few_shot, make_job
+
+ROOT = Path(__file__).parents[2]
+CONTENDERS = ("vmap", "compiled", "learn2learn")
+ROUNDS, QUICK_ROUNDS = 5, 1
+STEP_S = 60.0  # a first step that takes longer is the last of its figure
+TOTAL_S = 3600.0
+FIRST_S = 240.0  # likewise of one that is compiled
+SIDE, WAYS, STEPS, TASKS = 28, 5, 1, 16
+GROWS = {
+    "tasks": (1, 2, 4, 8, 16, 32, 64, 128),
+    "inner steps": (1, 2, 3, 5, 10, 20),
+    "ways": (5, 10, 20, 35, 50),
+    "image side": (28, 42, 56, 84),
+}
+QUICK = {"tasks": (1, 2), "ways": (2,)}
+
+
+@dataclass(frozen=True)
+class Point:
+    grows: str
+    value: int
+
+    @property
+    def workload(self) -> Workload:
+        at = {"tasks": TASKS, "inner steps": STEPS, "ways": WAYS, "image side": SIDE, self.grows: self.value}
+        words = (
+            *descent("maml", at["inner steps"], 0.01),
+            *conv(32, "pool"),
+            *few_shot("5w1s", 1, at["tasks"]),
+            f"task.ways={at['ways']}",
+        )
+        side = at["image side"]
+        return Workload(f"{self.grows} {self.value}", "", (1, side, side), words)
+
+
+@dataclass(frozen=True)
+class Means:
+    device: torch.device
+    threads: int
+    rounds: int
+    quick: bool
+    until: float  # of the monotonic clock
+
+
+def measured(point: Point, names: list[str], means: Means) -> list[dict[str, Any]]:
+    """One row for each contender that could; those that could not are left out from here on."""
+    job = make_job(point.workload, means.device, torch.float32, None, means.quick)
+    rows = []
+    with ExitStack() as until:
+        steps: dict[str, Callable[[], object]] = {}
+        choices = {}
+        for name in names:
+            limit = FIRST_S if "compiled" in name else STEP_S
+            try:
+                choices[name] = contenders.choose(name, job)
+                built = contenders.build(choices[name], job, until)
+                first_s = seconds(lambda step=built.step: step(job.episode), means.device, once=True)  # type: ignore[misc]
+            except Exception as problem:  # memory, a compiler, a contender that is not there: the figure goes on
+                say(f"{point.grows} {point.value}: {name} left out: {problem}".splitlines()[0])
+                continue
+            steps[name] = lambda step=built.step: step(job.episode)  # type: ignore[misc]
+            if first_s > limit:
+                say(f"{point.grows} {point.value}: {name} took {first_s:.0f} s; nothing larger is tried")
+                del steps[name]
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(means.rounds):
+            for name, step in steps.items():
+                times[name].append(seconds(step, means.device, once=True))
+    for name, found in times.items():
+        heavy = memory.peak_mb(point.workload, choices[name], means.device, means.threads, means.quick)
+        row = {"grows": point.grows, "value": point.value, "contender": name}
+        rows.append({**row, "tasks": job.tasks, "seconds": statistics.median(found), "memory_mb": heavy})
+    return rows
+
+
+def figures(means: Means) -> Iterator[list[dict[str, Any]]]:
+    """All there are so far, after every point."""
+    rows: list[dict[str, Any]] = []
+    for grows, values in (QUICK if means.quick else GROWS).items():
+        names = list(CONTENDERS[::2] if means.quick else CONTENDERS)
+        for value in values:
+            if not names or time.monotonic() > means.until:
+                say(f"{grows} {value}: not tried")
+                continue
+            found = measured(Point(grows, value), names, means)
+            names = [row["contender"] for row in found]
+            for row in found:
+                heavy = "" if row["memory_mb"] is None else f", {row['memory_mb']:.0f} MB"
+                say(f"{grows} {value}: {row['contender']} {1000 * row['seconds']:.1f} ms{heavy}")
+            rows += found
+            yield rows
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            heavy = "" if row["memory_mb"] is None else f"{row['memory_mb']:.1f}"
+            writer.writerow({**row, "seconds": f"{row['seconds']:.6f}", "memory_mb": heavy})
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--plot", action="store_true", help="from the numbers that are there")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--limit", type=float, default=TOTAL_S, help="seconds after which no further point is begun")
+    parser.add_argument("--out", type=Path, help="folder; docs unless --quick")
+    asked = parser.parse_args(words)
+    folder = asked.out or (ROOT / "outputs" / "bench" if asked.quick else ROOT / "docs")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "scaling" if asked.device == "cpu" else f"scaling_{asked.device}"
+    numbers, shown = folder / f"{name}.csv", folder / f"{name}.png"
+    if not asked.plot:
+        pages_kept = machine.settle(asked.threads)
+        environment.offer()
+        device = torch.device(asked.device)
+        rounds = QUICK_ROUNDS if asked.quick else ROUNDS
+        means = Means(device, asked.threads, rounds, asked.quick, time.monotonic() + asked.limit)
+        about = machine.described(device, pages_kept)
+        say(f"{about.get('gpu', about['cpu'])}, {about['threads']} threads, torch {about['torch']}")
+        for rows in figures(means):
+            write(numbers, rows)
+    picture.draw(numbers, shown)
+    say(f"{numbers}\n{shown}")
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

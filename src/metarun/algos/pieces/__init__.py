@@ -1,0 +1,1 @@
+"""What several algorithms share, or what one needs beside its equations."""

@@ -1,0 +1,1 @@
+"""From YAML files and command-line words to one checked, frozen configuration."""

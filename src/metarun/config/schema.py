@@ -1,0 +1,303 @@
+"""Composed YAML in, a frozen RunConfig or a ConfigError out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from metarun.config.convert import TARGET, arguments, build, convert, target_class
+from metarun.config.device import device_of, processes_of
+from metarun.data.sources.mixture import Mixture
+from metarun.data.tasks.augment import Augment
+from metarun.data.tasks.contracts import (
+    ClassSampler,
+    ClassSource,
+    Data,
+    FunctionSource,
+    Span,
+    TaskShape,
+    shape_name,
+    shown,
+)
+from metarun.data.tasks.fit import check_fit, check_plain
+from metarun.errors import ConfigError
+from metarun.models.functional import quiet_import
+from metarun.torch_setup.allocator import Allocator
+from metarun.track.jsonl import FilesOnly
+from metarun.track.wandb import WandbConfig
+from metarun.train.schedule import Schedule
+from metarun.types import Algorithm, Kind, Split
+
+# May differ between runs of one experiment.
+UNSIGNED = ("seed", "device", "devices", "allocator", "plan", "track", "out")
+TF32_OFF = ("tf32", False)  # as if it were not there
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    ways: Span
+    shots: Span
+    queries: int
+    label_noise: float
+    imbalance: int
+    sampler: ClassSampler
+    train: TaskShape
+
+    def __post_init__(self) -> None:
+        self.test.check("")
+        self.train.check("train.")
+
+    @property
+    def test(self) -> TaskShape:
+        shared = (self.ways, self.shots, self.queries, self.label_noise, self.imbalance, self.sampler)
+        return TaskShape(*shared, tasks=None, order="cyclic")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int
+    meta_batch: int
+    clip: float | None
+    clip_by: Literal["value", "norm"]
+    log_every: int
+    save_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("meta_batch", "log_every", "save_every"):
+            _at_least(1, name, getattr(self, name))
+        _at_least(0, "steps", self.steps)
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip={self.clip}: need a limit above 0, or null for none")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int
+    val_episodes: int
+    test_episodes: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        _at_least(1, "every", self.every)
+        _at_least(1, "batch", self.batch)
+        for name in ("val_episodes", "test_episodes"):
+            _at_least(2, name, getattr(self, name), " (a confidence interval needs two)")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A class of somebody else's and the arguments it will be called with."""
+
+    cls: type
+    values: Mapping[str, Any]
+
+    @property
+    def path(self) -> str:
+        return f"{self.cls.__module__}.{self.cls.__qualname__}"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    data: ClassSource | FunctionSource | Mixture
+    augment: Augment | None
+    task: TaskConfig
+    algo: Algorithm
+    model: Call
+    optim: Call
+    schedule: Schedule
+    engine: Any  # a frozen dataclass with build(algo, net)
+    train: TrainConfig
+    eval: EvalConfig
+    track: WandbConfig | FilesOnly
+    seed: int
+    device: torch.device
+    devices: int | Literal["auto"]  # processes on the CPU
+    allocator: Allocator
+    tf32: bool
+    plan: str | None  # the file of another run's
+    out: Path
+    choices: Mapping[str, str]  # group -> the file chosen in it
+    plain: Mapping[str, Any]  # all values as composed, for files and people
+
+    @property
+    def kind(self) -> Kind:
+        return self.data.kind
+
+    @property
+    def signature(self) -> str:
+        return hashlib.sha256(json.dumps(self.signed(self.plain), sort_keys=True).encode()).hexdigest()[:8]
+
+    def signed(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """What makes an experiment: not where it runs, nor where its data lies."""
+        kept = {name: value for name, value in plain.items() if name not in UNSIGNED and (name, value) != TF32_OFF}
+        places = getattr(type(self.data), "places", ())
+        data = {name: value for name, value in kept["data"].items() if name not in places}
+        identity = getattr(self.data, "identity", None)  # of the user's own data: what is in it, wherever it lies
+        return {**kept, "data": {**data, "content": identity()} if identity else data}
+
+    @property
+    def experiment(self) -> str:
+        chosen = self.choices.get("experiment")
+        shape = shape_name(self.task.test) if self.kind == "classes" else f"k{self.task.shots}"
+        return _file_name(chosen or f"{self.choices['data']}-{shape}")
+
+    @property
+    def group(self) -> str:
+        return f"{self.experiment}/{_file_name(self.choices['algo'])}-{self.signature}"
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.group / f"seed{self.seed}"
+
+
+def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
+    """Every value typed and checked as far as no data is needed."""
+    known = [field.name for field in fields(RunConfig) if field.name not in ("schedule", "choices", "plain")]
+    extra = [name for name in plain if name not in known]
+    if extra:
+        raise ConfigError(f"{extra[0]}: unknown key (known: {', '.join(known)})")
+    optim = dict(_group(plain, "optim"))
+    schedule = optim.pop("schedule", None)
+    optim_class = target_class(optim, "optim")
+    if not issubclass(optim_class, torch.optim.Optimizer):
+        raise ConfigError(f"optim.{TARGET}={optim[TARGET]}: need a torch.optim class")
+    if not isinstance(schedule, Mapping):
+        raise ConfigError(
+            f"optim.schedule={schedule}: is a group of values; choose a file by optim/schedule={schedule}"
+        )
+    config = RunConfig(
+        data=_data(plain),
+        augment=_augment(plain),
+        task=build(TaskConfig, plain.get("task"), "task"),
+        algo=_target(plain, "algo"),
+        model=_model(_group(plain, "model")),
+        optim=_optim(optim_class, optim),
+        schedule=cast(Schedule, build(target_class(schedule, "optim.schedule"), schedule, "optim.schedule")),
+        engine=_target(plain, "engine"),
+        train=build(TrainConfig, plain.get("train"), "train"),
+        eval=build(EvalConfig, plain.get("eval"), "eval"),
+        track=_target(plain, "track"),
+        seed=_seed(plain.get("seed")),
+        device=device_of(plain.get("device")),
+        devices=processes_of(plain.get("devices")),
+        allocator=convert(plain.get("allocator"), Allocator, "allocator"),
+        tf32=convert(plain.get("tf32", False), bool, "tf32"),
+        plan=convert(plain.get("plan"), str | None, "plan"),
+        out=Path(convert(plain.get("out"), str, "out")),
+        choices=choices,
+        plain=plain,
+    )
+    _check_match(config)
+    return config
+
+
+def check_room(config: RunConfig, data: Data, splits: Sequence[Split]) -> None:
+    """Whether each split can hold the tasks asked of it."""
+    for split in splits:
+        prefix, shape = ("task.train", config.task.train) if split == "train" else ("task", config.task.test)
+        for room in data.rooms(split):
+            check_fit(prefix, shape, split, room)
+
+
+def _check_match(config: RunConfig) -> None:
+    name, data = config.choices["algo"], config.choices["data"]
+    if config.device.type != "cpu" and isinstance(config.devices, int) and config.devices > 1:
+        raise ConfigError(f"devices=cpu:{config.devices}: is for the CPU, and device={config.device}; set devices=1")
+    if config.tf32 and config.device.type == "cpu":
+        raise ConfigError(f"tf32=true: is for a GPU, and device={config.device}; set tf32=false")
+    if config.kind not in config.algo.kinds:
+        meant = " and ".join(sorted(config.algo.kinds))
+        raise ConfigError(
+            f"algo={name}: is meant for {meant}, data={data} has {config.kind}; choose another of the two"
+        )
+    if config.algo.trains_on == "nothing" and config.train.steps:
+        raise ConfigError(f"train.steps={config.train.steps}: algo={name} learns nothing before the test; set it to 0")
+    if config.algo.trains_on != "nothing" and not config.train.steps:
+        raise ConfigError(f"train.steps=0: algo={name} has to learn; need at least 1")
+    for prefix, shape in (("task", config.task.test), ("task.train", config.task.train)):
+        if config.kind == "values":
+            check_plain(prefix, shape, data)
+        if config.algo.uses_head and not isinstance(shape.ways, int):
+            raise ConfigError(
+                f"{prefix}.ways={shown(shape.ways)}: algo={name} learns a head for one number of ways; give one, "
+                "or use protonet"
+            )
+    ways, train_ways = shown(config.task.ways), shown(config.task.train.ways)
+    if config.algo.uses_head and ways != train_ways:
+        raise ConfigError(
+            f"task.train.ways={train_ways}: algo={name} learns a head for one number of ways and is tested at "
+            f"task.ways={ways}; make them equal, or use protonet"
+        )
+
+
+def _data(plain: Mapping[str, Any]) -> Any:
+    """A source; of a mixture the sources in it are built first."""
+    spec = _group(plain, "data")
+    if target_class(spec, "data") is not Mixture:
+        return _target(plain, "data")
+    named = spec.get("sources")
+    if not isinstance(named, Mapping):
+        raise ConfigError(f"data.sources={named}: name data sets, as in data.sources=[glyphs,omniglot]")
+    built: dict[str, Any] = {}
+    for name, member in named.items():
+        key = f"data.sources.{name}"
+        built[name] = build(target_class(member, key), member, key)
+        if built[name].kind != "classes":
+            raise ConfigError(f"{key}: has {built[name].kind}; a mixture is of data sets with classes")
+    return build(Mixture, {**spec, "sources": built}, "data")
+
+
+def _augment(plain: Mapping[str, Any]) -> Augment | None:
+    augment = build(Augment, _group(plain, "augment"), "augment")
+    return None if augment.idle else augment
+
+
+def _target(plain: Mapping[str, Any], key: str) -> Any:
+    spec = _group(plain, key)
+    return build(target_class(spec, key), spec, key)
+
+
+def _optim(cls: type[torch.optim.Optimizer], spec: Mapping[str, Any]) -> Call:
+    call = Call(cls, arguments(cls, spec, "optim", ("params",)))
+    if "lr" not in call.values:
+        raise ConfigError("optim.lr: missing; the schedule needs a rate to start from")
+    try:
+        cls([torch.zeros(1)], **call.values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optim: {error}") from error
+    return call
+
+
+def _model(spec: Mapping[str, Any]) -> Call:
+    cls = target_class(spec, "model", quiet_import)
+    return Call(cls, arguments(cls, spec, "model", ("shape",)))
+
+
+def _group(plain: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    spec = plain.get(key)
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{key}={spec}: needs a choice, such as {key}=NAME; metarun --help lists the names")
+    return spec
+
+
+def _seed(value: object) -> int:
+    seed: int = convert(value, int, "seed")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed}: need a whole number from 0 to 2^63 - 1")
+    return seed
+
+
+def _at_least(low: int, name: str, value: int, why: str = "") -> None:
+    if value < low:
+        raise ValueError(f"{name}={value}: need at least {low}{why}")
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)

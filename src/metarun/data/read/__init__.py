@@ -1,0 +1,1 @@
+"""Readers of file formats: images, tables, zip and tar archives, pickles, class folders."""

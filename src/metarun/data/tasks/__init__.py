@@ -1,0 +1,1 @@
+"""From the number of a task to its episode."""

@@ -1,0 +1,1 @@
+"""Ways to execute a function of tensors faster: PyTorch's inductor, CUDA graphs."""

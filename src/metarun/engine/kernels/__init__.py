@@ -1,0 +1,1 @@
+"""Operations whose derivatives, of any order, consist of the same operations."""

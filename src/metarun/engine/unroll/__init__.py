@@ -1,0 +1,1 @@
+"""Ways to execute an inner loop; all give the same numbers and derivatives."""

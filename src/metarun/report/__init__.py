@@ -1,1 +1,0 @@
-"""A run's numbers as pictures and tables for people."""

@@ -1,0 +1,1 @@
+"""What run directories say, as pictures and tables."""

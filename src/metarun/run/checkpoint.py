@@ -1,0 +1,73 @@
+"""State in, State out: checkpoints that are whole or not there, readable without the code that wrote them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
+
+import torch
+
+from metarun.errors import RunError
+from metarun.train.state import State
+
+FORMAT = 1
+
+
+def save(path: Path, state: State, about: Mapping[str, Any]) -> None:
+    content = {
+        "format": FORMAT,
+        "meta": state.meta,
+        "optimizer": state.optimizer.state_dict(),
+        "step": state.step,
+        "validated": state.validated,
+        "best": state.best,
+        "total_s": state.total_s,
+        "train_s": state.train_s,
+        "about": dict(about),
+    }
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def read(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        found = content["format"]
+    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+        why = str(error).partition("\n")[0][:80] or type(error).__name__
+        raise RunError(f"{path}: is no checkpoint of metarun, or a damaged one; move it away ({why})") from error
+    if found != FORMAT:
+        raise RunError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
+    return content
+
+
+def restore(state: State, content: Mapping[str, Any]) -> State:
+    """The saved state; the tensors of `state` are filled, so its optimizer keeps pointing at them.
+
+    What the optimizer was made with stays: it follows from the configuration, and from the device it goes on.
+    """
+    for group, params in state.meta.items():
+        for name, value in params.items():
+            value.copy_(content["meta"][group][name])
+    made = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({**content["optimizer"], "param_groups": made})
+    for name in ("step", "validated", "best", "total_s", "train_s"):
+        setattr(state, name, content[name])
+    return state
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """The file appears under its name when all of it is on the disk, and not before."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,95 @@
+"""The meta-test, and what a person wants to see beside its score: every episode's score, some as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.config.schema import RunConfig
+from metarun.data.tasks.contracts import Classes, Tasks
+from metarun.data.tasks.sinusoids import SineTasks
+from metarun.results import plots
+from metarun.run.build import Parts
+from metarun.run.directory import RunDir, write_text
+from metarun.train.evaluate import MEASURE, Score, evaluate, summarise
+from metarun.types import Batch, Episode, Meta
+
+PICTURED = 4  # episodes
+GRID = 200  # points of a curve
+
+
+def meta_test(config: RunConfig, parts: Parts, meta: Meta, run: RunDir, tick: Callable[[int], None]) -> dict[str, Any]:
+    """The test split is opened here and nowhere else."""
+    tasks = parts.data.tasks("test", config.task.test, config.seed)
+    score = evaluate(parts.engine, meta, tasks, config.kind, config.eval.test_episodes, config.eval.batch, tick)
+    write_scores(run.scores, score)
+    draw_episodes(parts, meta, tasks, run.episodes)
+    name = MEASURE[config.kind]
+    found = {f"test/{name}": score.mean, "test/ci95": score.ci95, "test/episodes": len(score.per_episode)}
+    return {**found, **by_part(config, parts, score)}
+
+
+def by_part(config: RunConfig, parts: Parts, score: Score) -> dict[str, float]:
+    """Of data sets that take turns, the score of each."""
+    names = cast(Classes, parts.data).parts_of("test") if config.kind == "classes" else ("",)
+    if len(names) == 1:
+        return {}
+    apart = {name: summarise(score.per_episode[place :: len(names)]) for place, name in enumerate(names)}
+    means = {f"test/acc_{name}": one.mean for name, one in apart.items()}
+    return {**means, **{f"test/ci95_{name}": one.ci95 for name, one in apart.items()}}
+
+
+def write_scores(path: Path, score: Score) -> None:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["index", "score"])
+    rows.writerows(enumerate(score.per_episode.tolist()))
+    write_text(path, text.getvalue())
+
+
+def draw_episodes(parts: Parts, meta: Meta, tasks: Tasks, path: Path) -> None:
+    """The first few tasks of the split: items with predictions, or curves before and after adaptation."""
+    found = tasks.parts(torch.arange(PICTURED))
+    if isinstance(tasks, SineTasks):
+        _draw_curves(parts, meta, tasks, found[0].episode, path)
+        return
+    shown: dict[int, plots.Shown] = {}
+    for places, episode, *_ in found:
+        predicted = parts.engine.scores(meta, episode).argmax(-1)
+        support_x, query_x = (_looks(cast(Classes, parts.data), batch.x) for batch in (episode.support, episode.query))
+        columns = (support_x, _array(episode.support.y), query_x, _array(episode.query.y), _array(predicted))
+        shown |= dict(zip(places.tolist(), (plots.Shown(*row) for row in zip(*columns, strict=True)), strict=True))
+    draw = plots.episodes if shown[0].support_x.ndim == 4 else plots.features
+    draw([shown[number] for number in sorted(shown)], path)
+
+
+def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, path: Path) -> None:
+    low, high = tasks.data.source.x
+    grid = torch.linspace(low, high, GRID, dtype=torch.float64, device=episode.index.device)
+    x_TQ = grid.expand(PICTURED, -1)
+    truth = tasks.wave(episode.index, x_TQ)
+    x = x_TQ[..., None].to(episode.support.x.dtype)
+    after = parts.engine.scores(meta, Episode(episode.support, Batch(x, torch.zeros_like(x)), episode.index))
+    before = None
+    if "head.weight" in meta["weights"]:  # without, an answer takes a support set
+        with torch.no_grad():
+            before = _array(parts.net(meta["weights"], x[0])[0].squeeze(-1))
+    flat = (_array(v.squeeze(-1)) for v in (episode.support.x, episode.support.y))
+    columns = (*flat, _array(x_TQ), _array(truth), [before] * PICTURED, _array(after.squeeze(-1)))
+    plots.regression([plots.Fit(*row) for row in zip(*columns, strict=True)], path)
+
+
+def _looks(data: Classes, x: Tensor) -> NDArray[Any]:
+    pixels = data.pixels(x)
+    return _array(x if pixels is None else pixels)
+
+
+def _array(value: Tensor) -> NDArray[Any]:
+    return value.cpu().numpy()

@@ -1,0 +1,134 @@
+"""One run from configuration to result, which can be stopped and taken up again at any moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from metarun.config.device import set_tf32
+from metarun.config.schema import RunConfig
+from metarun.data.splits import split_file as own_split
+from metarun.data.tasks.contracts import Classes
+from metarun.errors import RunError
+from metarun.results import plots
+from metarun.run.build import Parts, prepare, train_tasks
+from metarun.run.checkpoint import read
+from metarun.run.directory import RunDir, claim, finished, held, peak_mb, write_text
+from metarun.run.execution import Plan
+from metarun.run.meta_test import meta_test
+from metarun.run.session import Session
+from metarun.run.settle import carried_out, settle
+from metarun.torch_setup.allocator import keep_pages
+from metarun.track.console import say, show_result
+from metarun.train.evaluate import Score, evaluate
+from metarun.train.interrupt import Interrupted, Stop, listening
+from metarun.train.loop import NonFinite, Pace, meta_train
+from metarun.types import Artifacts, Meta
+
+MOMENT_S = 1e-9  # a run of no steps took no time
+
+
+@dataclass(frozen=True)
+class Outcome:
+    summary: Mapping[str, Any] | None
+    exit_code: int
+    lost: bool = False  # a thread of W&B hangs: only os._exit leaves the process
+
+
+def execute(config: RunConfig) -> Outcome:
+    keep_pages(config.allocator)
+    set_tf32(config.tf32)
+    parts = prepare(config, say)
+    with held(config.folder) as run:
+        claim(run, config)
+        summary = finished(run)
+        if summary is not None:
+            say(f"{run.path}: this run is finished; its result:")
+            show_result(summary, run.path)
+            return Outcome(summary, 0)
+        if config.kind == "classes":
+            write_text(run.split, own_split.text(cast(Classes, parts.data).names))
+        with listening() as stop:
+            try:
+                plan = settle(config, parts, run, stop, say)
+            except Interrupted as stopped:
+                say(f"{stopped}: before the first step; nothing was begun")
+                return Outcome(None, stopped.exit_code)
+            with carried_out(plan, config, parts) as engine:
+                return _carry_out(config, parts._replace(engine=engine), run, stop, plan)
+
+
+def _carry_out(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan) -> Outcome:
+    session = Session(config, parts, run, stop, plan)
+    exit_code, summary = 1, None
+    try:
+        _train(config, parts, session)
+        for line in getattr(parts.engine, "notes", ()):
+            session.console.note(f"engine.{line}")
+        summary = _test(config, parts, session)
+        exit_code = 0
+    except Interrupted as stopped:
+        exit_code = stopped.exit_code
+        session.leave(str(stopped))
+    except NonFinite as bad:
+        raise RunError(_non_finite(run, bad)) from bad
+    finally:
+        session.close(exit_code)
+    return Outcome(summary, exit_code, session.lost)
+
+
+def _train(config: RunConfig, parts: Parts, session: Session) -> None:
+    train, every = config.train, config.eval.every
+    val_tasks = parts.data.tasks("val", config.task.test, config.seed)
+
+    def validate(meta: Meta) -> Score:
+        episodes = config.eval.val_episodes
+        tick = session.ticker("meta-validate", episodes)
+        return evaluate(parts.engine, meta, val_tasks, config.kind, episodes, config.eval.batch, tick)
+
+    meta_train(
+        session.state,
+        parts.engine,
+        train_tasks(config, parts.data),
+        session.untimed(validate),
+        session.outer,
+        Pace(train.steps, train.meta_batch, train.log_every, every, train.save_every),
+        config.kind,
+        session,
+        session.watch,
+        session.stop,
+    )
+
+
+def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
+    """The best checkpoint on the test split, the summary, and the end of the run."""
+    run, state = session.run, session.state
+    assert state.best is not None, f"step {state.step} was never validated"
+    best = read(run.best, config.device)["meta"]
+    with session.apart():
+        tested = meta_test(config, parts, best, run, session.ticker("meta-test", config.eval.test_episodes))
+    session.settle()
+    curves, _ = plots.curves(run.metrics, run.curves)
+    summary = {
+        **tested,
+        f"val/best_{session.measure}": state.best[0],
+        "best_step": state.best[1],
+        "time/total_s": state.total_s,
+        "time/tasks_per_s": config.train.steps * config.train.meta_batch / max(state.train_s, MOMENT_S),
+        "memory/peak_mb": peak_mb(config.device),
+        **session.plan.told(),
+        "protocol": session.protocol,
+    }
+    session.trackers.finish(summary, Artifacts(curves, run.episodes, run.scores, run.best, run.config))
+    write_text(run.summary, json.dumps(summary, indent=2) + "\n")  # last: from here on the run counts as finished
+    return summary
+
+
+def _non_finite(run: RunDir, bad: NonFinite) -> str:
+    last = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint was saved before"
+    return (
+        f"step {bad.step}: the loss or its gradient is not finite, on training tasks {bad.tasks.start} to "
+        f"{bad.tasks.stop - 1}; {last}. Lower algo.inner_lr or optim.lr, or set train.clip"
+    )
