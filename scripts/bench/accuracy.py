@@ -21,8 +21,9 @@ from bench.twin import names, twin
 from bench.workloads import Job, Workload, configured
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import Tasks
-from metarun.models.functional import FunctionalNet, quiet_import
+from metarun.models.functional import FunctionalNet
 from metarun.run.build import Parts, assemble, open_data, train_tasks
+from metarun.torch_setup.quiet_import import quiet_import
 from metarun.train.evaluate import evaluate
 from metarun.train.loop import Outer
 from metarun.train.state import State, learned

@@ -25,7 +25,7 @@ from metarun.algos.maml import MAML
 from metarun.algos.metasgd import MetaSGD
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import BETA_2, Reptile
-from metarun.models.functional import quiet_import
+from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Episode, Meta
 
 Step = Callable[[Episode], Meta]

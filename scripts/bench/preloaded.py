@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from bench import contenders, environment
-from metarun.models.functional import quiet_import
+from metarun.torch_setup.quiet_import import quiet_import
 
 environment.offer()
 for _name in ("learn2learn", "higher", "torchopt"):

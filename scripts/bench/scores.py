@@ -18,8 +18,8 @@ from bench.workloads import Job, configured
 from metarun.algos.maml import MAML
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import Data
-from metarun.models.functional import quiet_import
 from metarun.run.build import assemble, open_data
+from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Batch, Episode
 
 WORDS = ("data=omniglot", "task=5w1s", "task.queries=1", "model=conv4", "model.width=64", "algo=maml", "algo.steps=1",

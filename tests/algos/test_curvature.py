@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.algos.kfo import KFO
 from metarun.algos.metacurvature import MetaCurvature
-from metarun.engine.learn2learn import L2L
+from metarun.engine.learn2learn import Learn2Learn
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
 from metarun.types import BUFFERS, Episode, Meta, Params
@@ -258,7 +258,7 @@ def test_learn2learn_adapts_the_body_alone(name: str, order: str) -> None:
 def compare(algo: Any, name: str) -> None:
     net, weights = network(name)
     meta, episode = learned(algo.init(net, weights, SEED)), episodes(name, tasks=2)
-    ours, theirs = Vmap(None).build(algo, net), L2L().build(algo, net)
+    ours, theirs = Vmap(None).build(algo, net), Learn2Learn().build(algo, net)
     (found, aux), (expected, expected_aux) = (engine.meta_grad(meta, episode, 0) for engine in (ours, theirs))
     assert found.keys() == expected.keys()
     for entry in found:
@@ -284,8 +284,8 @@ def compare(algo: Any, name: str) -> None:
     ],
 )
 def test_what_learn2learn_cannot_do_is_refused(algo: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^engine=l2l: .*{reason}"):
-        L2L().build(algo, network("mlp")[0])
+    with pytest.raises(ValueError, match=f"^engine=learn2learn: .*{reason}"):
+        Learn2Learn().build(algo, network("mlp")[0])
 
 
 @pytest.mark.parametrize(

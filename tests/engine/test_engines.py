@@ -13,7 +13,7 @@ from metarun.algos import descent as inner_loop
 from metarun.algos.metasgd import MetaSGD
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import Reptile
-from metarun.engine.learn2learn import L2L
+from metarun.engine.learn2learn import Learn2Learn
 from metarun.engine.loop import Loop
 from metarun.engine.vmap import Vmap
 from metarun.models.functional import FunctionalNet, locate
@@ -126,7 +126,7 @@ def engines_for(name: str, algo: Any, bn: str) -> list[Any]:
     tied = name == "l2l-cnn" and isinstance(algo, MetaSGD)
     partial = getattr(algo, "adapt", ("*",)) == ("*weight",)
     wrapped = bn == "batch" and not isinstance(algo, Reptile) and not tied and not partial
-    return [Vmap(None), Loop(), *([L2L()] if wrapped else [])]
+    return [Vmap(None), Loop(), *([Learn2Learn()] if wrapped else [])]
 
 
 @pytest.mark.parametrize(("name", "which", "bn"), CASES)
@@ -216,7 +216,7 @@ def test_chunk_must_be_positive() -> None:
 def test_what_learn2learn_has_not_is_refused(name: str, which: str, bn: str, reason: str) -> None:
     net, _ = network(name)
     with pytest.raises(ValueError, match=reason):
-        L2L().build(ALGOS[which](bn), net)
+        Learn2Learn().build(ALGOS[which](bn), net)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,7 @@ from torch.func import grad, vmap
 from torch.nn.functional import max_pool2d, relu
 
 from metarun.models.conv4 import Block
-from metarun.models.functional import FunctionalNet, assemble, build, locate, quiet_import, split_head
+from metarun.models.functional import FunctionalNet, assemble, build, locate, split_head
 from metarun.models.layers import BatchNorm, norm_layer
 from support.small import CONV, LIBRARY, MLP, MODELS, RESNET, WAYS, conv, dense, distance, episodes, network
 
@@ -236,26 +232,6 @@ def test_what_does_not_fit_is_refused(target: str, fields: dict[str, Any], shape
     with pytest.raises(ValueError, match=reason) as caught:
         assemble(target, fields, shape, 5, seed=0)
     assert "\n" not in str(caught.value)
-
-
-def test_a_quiet_import_says_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    lines = [
-        "import os, sys, warnings",
-        "print('a', file=sys.stderr)",
-        "os.write(2, b'b')",
-        "warnings.warn('c')",
-        "x = 1",
-    ]
-    (tmp_path / "loud_module.py").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(tmp_path)
-    assert quiet_import("loud_module").x == 1
-    assert quiet_import("loud_module") is sys.modules["loud_module"]
-    os.write(2, b"after")
-    with pytest.warns(UserWarning, match="still heard"):
-        warnings.warn("still heard", stacklevel=1)
-    assert capfd.readouterr().err == "after"
 
 
 def test_float32_weights_in_a_net_stay_float32() -> None:

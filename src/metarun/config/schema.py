@@ -28,8 +28,8 @@ from metarun.data.tasks.contracts import (
 )
 from metarun.data.tasks.fit import check_fit, check_plain
 from metarun.errors import ConfigError
-from metarun.models.functional import quiet_import
 from metarun.torch_setup.allocator import Allocator
+from metarun.torch_setup.quiet_import import quiet_import
 from metarun.track.jsonl import FilesOnly
 from metarun.track.wandb import WandbConfig
 from metarun.train.schedule import Schedule

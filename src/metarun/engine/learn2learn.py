@@ -19,7 +19,8 @@ from metarun.algos.metacurvature import MetaCurvature
 from metarun.algos.metasgd import MetaSGD
 from metarun.algos.protonet import ProtoNet
 from metarun.engine.task_axis import mean, num_tasks, tasks, total
-from metarun.models.functional import FunctionalNet, Split, quiet_import
+from metarun.models.functional import FunctionalNet, Split
+from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Params
 
 Outputs = Callable[[Episode, int], Tensor]
@@ -28,7 +29,7 @@ HAS = {"multi_step": 0, "second_order_from": 0, "split": "train_val", "bn_weight
 
 
 @dataclass(frozen=True)
-class L2L:
+class Learn2Learn:
     def build(self, algo: Algorithm, net: FunctionalNet) -> Engine:
         check(algo, net)
         library = quiet_import("learn2learn")
@@ -53,27 +54,28 @@ class L2L:
 
 def check(algo: Algorithm, net: FunctionalNet) -> None:
     if not isinstance(algo, MAML | MetaSGD | MetaCurvature | KFO | ProtoNet):
-        raise ValueError(f"engine=l2l: learn2learn has no wrapper for {type(algo).__name__}; {REMEDY}")
+        raise ValueError(f"engine=learn2learn: learn2learn has no wrapper for {type(algo).__name__}; {REMEDY}")
     if algo.bn != "batch":
-        raise ValueError(f"engine=l2l: learn2learn normalises by the batch, not by bn={algo.bn}; {REMEDY}")
+        raise ValueError(f"engine=learn2learn: learn2learn normalises by the batch, not by bn={algo.bn}; {REMEDY}")
     if isinstance(algo, ProtoNet):
         return
     for key, only in HAS.items():
         value = getattr(algo, key, only)
         if value != only:
-            raise ValueError(f"engine=l2l: learn2learn has {key}={only} alone, not {key}={value}; {REMEDY}")
+            raise ValueError(f"engine=learn2learn: learn2learn has {key}={only} alone, not {key}={value}; {REMEDY}")
     names = dict(net.module.named_parameters())
     body, head = (set(matching(names, (pattern,))) for pattern in ("body.*", "head.*"))
     if set(matching(names, algo.adapt)) not in (body | head, head, body):
         raise ValueError(
-            f"engine=l2l: learn2learn adapts all weights or the head or the body, not {list(algo.adapt)}; {REMEDY}"
+            f"engine=learn2learn: learn2learn adapts all weights or the head or the body, not {list(algo.adapt)}; "
+            f"{REMEDY}"
         )
     if isinstance(algo, MetaSGD) and len(list(net.module.named_parameters(remove_duplicate=False))) > len(names):
         # Its update visits a parameter under each of its names, and finds the gradient spent at the second.
-        raise ValueError(f"engine=l2l: learn2learn's MetaSGD does not move weights registered twice; {REMEDY}")
+        raise ValueError(f"engine=learn2learn: learn2learn's MetaSGD does not move weights registered twice; {REMEDY}")
     if isinstance(algo, KFO) and algo.adapt_transform and algo.order == "first":
         # Its first step is of second order then, and its second finds the graph of the loss freed.
-        raise ValueError(f"engine=l2l: learn2learn has no order=first with adapt_transform=true; {REMEDY}")
+        raise ValueError(f"engine=learn2learn: learn2learn has no order=first with adapt_transform=true; {REMEDY}")
 
 
 class Parts(NamedTuple):

@@ -24,9 +24,10 @@ from torch.utils._pytree import tree_map
 
 from metarun.engine.task_axis import num_tasks
 from metarun.errors import RunError
-from metarun.models.functional import FunctionalNet, quiet_import
+from metarun.models.functional import FunctionalNet
 from metarun.torch_setup.allocator import Allocator, keep_pages
 from metarun.torch_setup.lazy_compiler import load_torch
+from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Algorithm, Aux, Engine, Episode, Meta
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-import os
-import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metarun.models.layers import BatchNorm
+from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Params
 
 EXAMPLES = 2  # items a new module is tried on
@@ -159,22 +155,6 @@ def locate(target: str) -> Callable[..., nn.Module]:
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise ValueError(f"_target_={target}: {room} has no torch module {name}; correct the name")
     return found
-
-
-def quiet_import(name: str) -> ModuleType:
-    """Imports without a word: learn2learn draws in gym, which prints a notice that is none of our user's business."""
-    if name in sys.modules:
-        return sys.modules[name]
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as void, warnings.catch_warnings(), contextlib.redirect_stderr(void):
-        warnings.simplefilter("ignore")
-        os.dup2(void.fileno(), 2)
-        try:
-            return importlib.import_module(name)
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 @contextlib.contextmanager
