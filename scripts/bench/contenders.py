@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -62,7 +62,7 @@ class Choice:
 
 class Built(NamedTuple):
     step: peers.Step  # the meta-gradient, mean over tasks
-    notes: list[str]  # what did not go as it was asked to
+    notes: Sequence[str]  # what did not go as it was asked to
 
 
 def names_for(workload: str, wanted: list[str]) -> list[str]:
@@ -137,7 +137,7 @@ def build(choice: Choice, job: Job, until: ExitStack) -> Built:
         engine = builder.build(job.algo, job.net)
     except (ConfigError, ValueError) as error:
         raise Absent(str(error)) from error
-    return Built(lambda episode: engine.meta_grad(job.meta, episode, 0)[0], getattr(engine, "notes", []))
+    return Built(lambda episode: engine.meta_grad(job.meta, episode, 0)[0], engine.notes)
 
 
 def _shared(builder: Any, count: int, job: Job, until: ExitStack) -> peers.Step:

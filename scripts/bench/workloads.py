@@ -37,7 +37,7 @@ class Job:
 
     workload: Workload
     config: RunConfig
-    algo: Algorithm
+    algo: Algorithm[Any]
     net: FunctionalNet
     meta: Meta
     episode: Episode

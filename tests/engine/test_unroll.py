@@ -16,7 +16,7 @@ from metarun.engine.task_axis import learned
 from metarun.engine.unroll.adjoint import unroll_adjoint, unroll_checkpoint
 from metarun.engine.unroll.stored import Memory, unroll_graph
 from metarun.engine.vmap import Vmap
-from metarun.types import BUFFERS, Kind, Unroll
+from metarun.types import BUFFERS, Kind, StepIndex, Unroll
 from support.contract import CASES, first, prepared
 from support.live import Live
 from support.small import ALGOS, GRADIENT, SEED, distance, episodes, grown, maml, network
@@ -62,7 +62,7 @@ def test_under_plain_autograd_too(which: str, bn: str, unroll: Unroll) -> None:
 def test_what_a_loop_may_carry(unroll: Unroll, steps: int) -> None:
     """Numbers, nothing, whole numbers beside tensors; rates chosen by k; a mask in the consts; vmap, grad and nests."""
 
-    def step(carry: Any, consts: Any, k: int) -> Any:
+    def step(carry: Any, consts: Any, k: StepIndex) -> Any:
         w, (count, word), nothing = carry
         (rates, mask), name = consts
         assert isinstance(k, int)
@@ -100,8 +100,11 @@ def test_a_second_derivative_through_the_loop(unroll: Unroll) -> None:
 
 
 def test_a_carry_must_keep_its_form() -> None:
+    def grows(carry: Any, _consts: tuple[()], _k: StepIndex) -> Any:
+        return carry, carry
+
     with pytest.raises(AssertionError, match="a step turned a carry of 1 tensors into one of 2"):
-        unroll_adjoint(lambda carry, _consts, _k: (carry, carry), torch.ones(2), (), 1)
+        unroll_adjoint(grows, torch.ones(2), (), 1)
 
 
 def test_memory_grows_by_what_is_carried_alone() -> None:

@@ -33,7 +33,7 @@ from metarun.torch_setup.quiet_import import quiet_import
 from metarun.track.jsonl import FilesOnly
 from metarun.track.wandb import WandbConfig
 from metarun.train.schedule import Schedule
-from metarun.types import Algorithm, Kind, Split
+from metarun.types import Algorithm, EngineChoice, Kind, Split
 
 # May differ between runs of one experiment.
 UNSIGNED = ("seed", "device", "devices", "allocator", "plan", "track", "out")
@@ -108,11 +108,11 @@ class RunConfig:
     data: ClassSource | FunctionSource | Mixture
     augment: Augment | None
     task: TaskConfig
-    algo: Algorithm
+    algo: Algorithm[Any]
     model: Call
     optim: Call
     schedule: Schedule
-    engine: Any  # a frozen dataclass with build(algo, net)
+    engine: EngineChoice
     train: TrainConfig
     eval: EvalConfig
     track: WandbConfig | FilesOnly

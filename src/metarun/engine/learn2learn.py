@@ -21,7 +21,7 @@ from metarun.algos.protonet import ProtoNet
 from metarun.engine.task_axis import mean, num_tasks, tasks, total
 from metarun.models.functional import FunctionalNet, Split
 from metarun.torch_setup.quiet_import import quiet_import
-from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Params
+from metarun.types import Adaptation, Algorithm, Aux, Engine, Episode, Meta, Net, Params
 
 Outputs = Callable[[Episode, int], Tensor]
 REMEDY = "use engine=vmap"
@@ -30,7 +30,8 @@ HAS = {"multi_step": 0, "second_order_from": 0, "split": "train_val", "bn_weight
 
 @dataclass(frozen=True)
 class Learn2Learn:
-    def build(self, algo: Algorithm, net: FunctionalNet) -> Engine:
+    def build(self, algo: Algorithm[Adaptation], net: Net) -> Engine:
+        assert isinstance(net, FunctionalNet), f"{type(net)} has no torch module to wrap"
         check(algo, net)
         library = quiet_import("learn2learn")
 
@@ -52,7 +53,7 @@ class Learn2Learn:
         return Engine(meta_grad, scores)
 
 
-def check(algo: Algorithm, net: FunctionalNet) -> None:
+def check(algo: object, net: FunctionalNet) -> None:
     if not isinstance(algo, MAML | MetaSGD | MetaCurvature | KFO | ProtoNet):
         raise ValueError(f"engine=learn2learn: learn2learn has no wrapper for {type(algo).__name__}; {REMEDY}")
     if algo.bn != "batch":
@@ -98,7 +99,7 @@ def cut(module: Split, meta: Meta, patterns: tuple[str, ...]) -> Parts:
     return Parts(*chosen, names=[known[id(parameter)] for parameter in chosen[1].parameters()])
 
 
-def wrapped(library: ModuleType, algo: Algorithm, net: FunctionalNet, meta: Meta) -> tuple[Meta, Outputs]:
+def wrapped(library: ModuleType, algo: object, net: FunctionalNet, meta: Meta) -> tuple[Meta, Outputs]:
     """Fresh leaves of all that is learned, and a task's query outputs as a function of them."""
     module = deepcopy(net.module).to(next(iter(meta["weights"].values())))
     module.load_state_dict(meta["weights"], strict=False)

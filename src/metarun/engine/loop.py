@@ -9,12 +9,12 @@ from torch import Tensor
 
 from metarun.engine.task_axis import kept, learned, leaves, mean, num_tasks, tasks, total
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net
+from metarun.types import Adaptation, Algorithm, Aux, Engine, Episode, Meta, Net
 
 
 @dataclass(frozen=True)
 class Loop:
-    def build(self, algo: Algorithm, net: Net) -> Engine:
+    def build(self, algo: Algorithm[Adaptation], net: Net) -> Engine:
         def one(meta: Meta, task: Episode, step: Tensor) -> tuple[Meta, Aux]:
             params = leaves(learned(meta))
             with torch.enable_grad():

@@ -16,7 +16,7 @@ from itertools import accumulate
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, multiprocessing
@@ -28,19 +28,13 @@ from metarun.models.functional import FunctionalNet
 from metarun.torch_setup.allocator import Allocator, keep_pages
 from metarun.torch_setup.lazy_compiler import load_torch
 from metarun.torch_setup.quiet_import import quiet_import
-from metarun.types import Algorithm, Aux, Engine, Episode, Meta
+from metarun.types import Algorithm, Aux, Engine, EngineChoice, Episode, Meta
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ALIGN = 64  # bytes
 SPARE = 2  # times what is needed, when a buffer must grow
 LEAVE_S = 5.0  # to end a worker that was told to
 DISMISSED_S = 2.0  # to end by itself
-
-
-class Builder(Protocol):
-    """A choice of engine."""
-
-    def build(self, algo: Algorithm, net: FunctionalNet) -> Engine: ...
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,9 @@ class Worker:
 
 
 @contextmanager
-def shared(count: int, builder: Builder, algo: Algorithm, net: FunctionalNet, allocator: Allocator) -> Iterator[Engine]:
+def shared(
+    count: int, builder: EngineChoice, algo: Algorithm[Any], net: FunctionalNet, allocator: Allocator
+) -> Iterator[Engine]:
     """An engine over this process and `count` - 1 others, which live as long as the context."""
     parts = _packed(builder, algo, net, allocator)
     threads = torch.get_num_threads()
@@ -158,7 +154,9 @@ def shared(count: int, builder: Builder, algo: Algorithm, net: FunctionalNet, al
             worker.end()
 
 
-def _packed(builder: Builder, algo: Algorithm, net: FunctionalNet, allocator: Allocator) -> tuple[list[str], bytes]:
+def _packed(
+    builder: EngineChoice, algo: Algorithm[Any], net: FunctionalNet, allocator: Allocator
+) -> tuple[list[str], bytes]:
     """All that a worker is made of, and before it the modules that its parts come from."""
     try:
         parts = pickle.dumps((builder, algo, net, allocator))

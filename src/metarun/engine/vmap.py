@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,19 +17,12 @@ from metarun.engine.task_axis import chunks, kept, learned, mean, num_tasks, slo
 from metarun.engine.unroll.adjoint import unroll_adjoint, unroll_checkpoint
 from metarun.engine.unroll.rolled import UNROLLED, rolled
 from metarun.engine.unroll.stored import Memory, unroll_graph
-from metarun.types import Algorithm, Aux, Engine, Episode, Meta, Net, Unroll
+from metarun.types import Adaptation, Algorithm, Aux, Engine, Episode, Meta, Net, Unroll
 
 CPU_CHUNK = 8  # more fall out of the cache: 177 tasks/s by 8, 137 by 16, conv4 of 32 on 28x28 images, two cores
 # Compiled, a task's pass stays in the cache: 211 ms by 1, 220 by 8, conv4-64 with pooling, 32 tasks. So it is 1 then.
 IMAGES = 5  # dimensions of x_TSCHW; all tasks of anything smaller fit: sine, 25 tasks, 4 times as fast as by 8
 UNROLL: dict[str, Unroll] = {"graph": unroll_graph, "checkpoint": unroll_checkpoint, "adjoint": unroll_adjoint}
-
-
-@dataclass(frozen=True)
-class Batched(Engine):
-    """An engine and, line by line, what did not go as it was asked to."""
-
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Vmap:
             return min(1 if single else CPU_CHUNK, num_tasks(episode))
         return self.chunk if isinstance(self.chunk, int) else num_tasks(episode)
 
-    def build(self, algo: Algorithm, net: Net) -> Batched:
+    def build(self, algo: Algorithm[Adaptation], net: Net) -> Engine:
         unroll = rolled(UNROLLED if self.memory == "graph" else 1, UNROLL[self.memory])
         notes: list[str] = []
 
@@ -91,7 +84,7 @@ class Vmap:
             size = self.size(episode)
             return torch.cat([scores_of(size, part)(meta, part) for part in chunks(episode, size)])
 
-        return Batched(meta_grad, scores, notes)
+        return Engine(meta_grad, scores, notes)
 
     def _executed(
         self, function: Callable[..., Any], notes: list[str], captured: bool

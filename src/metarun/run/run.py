@@ -65,7 +65,7 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: P
     exit_code, summary = 1, None
     try:
         _train(config, parts, session)
-        for line in getattr(parts.engine, "notes", ()):
+        for line in parts.engine.notes:
             session.console.note(f"engine.{line}")
         summary = _test(config, parts, session)
         exit_code = 0

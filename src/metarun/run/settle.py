@@ -134,9 +134,8 @@ class Steps:
         threads = self._case.threads if processes == 1 else 1
         with _executed(self._config, self._parts, builder, processes, threads) as built:
             first, *others = [self._step_s(built) for _ in range(1 + REPEATS)]
-        notes = getattr(built, "notes", ())
-        if notes:
-            raise RuntimeError(notes[0])
+        if built.notes:
+            raise RuntimeError(built.notes[0])
         return first, statistics.median(others)
 
     def _step_s(self, engine: Engine) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from metarun.types import StepFn
+from metarun.types import Carry, Consts, StepFn
 
 Build = Callable[[Sequence[Tensor]], Any]
 
@@ -18,26 +18,26 @@ Build = Callable[[Sequence[Tensor]], Any]
 class Course(NamedTuple):
     """An inner loop but for its tensors."""
 
-    step: StepFn
+    step: StepFn[Any, Any]
     carries: list[Build]  # one for each step
     consts: Build
     size: int  # tensors of a carry
     first: int
 
 
-def unroll_adjoint(step: StepFn, carry: Any, consts: Any, num_steps: int) -> Any:
+def unroll_adjoint(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, num_steps: int, /) -> Carry:
     """Memory grows by one carry a step."""
     return _replayed(step, carry, consts, range(num_steps)) if num_steps else carry
 
 
-def unroll_checkpoint(step: StepFn, carry: Any, consts: Any, num_steps: int) -> Any:
+def unroll_checkpoint(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, num_steps: int, /) -> Carry:
     """Each step alone, so that what is kept of it is let go as soon as it was differentiated."""
     for k in range(num_steps):
         carry = _replayed(step, carry, consts, range(k, k + 1))
     return carry
 
 
-def _replayed(step: StepFn, carry: Any, consts: Any, steps: range) -> Any:
+def _replayed(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, steps: range) -> Carry:
     # The steps run here and not inside the Function: what they close over belongs to this level of vmap and grad.
     constants, now = _constant(consts), _constant(carry)
     begin, _ = parted(carry)
@@ -51,7 +51,8 @@ def _replayed(step: StepFn, carry: Any, consts: Any, steps: range) -> Any:
     end, build = parted(now)
     assert len(end) == len(begin), f"a step turned a carry of {len(begin)} tensors into one of {len(end)}"
     later = _Replayed.apply(course, *begin, *given, *carries[len(begin) :], *end)
-    return build(later[len(later) - len(end) :])
+    after: Carry = build(later[len(later) - len(end) :])
+    return after
 
 
 def parted(tree: Any) -> tuple[list[Tensor], Build]:

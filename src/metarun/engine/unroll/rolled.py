@@ -17,7 +17,7 @@ from torch.func import vmap
 
 from metarun.engine.unroll.adjoint import parted
 from metarun.engine.unroll.step_graphs import Compiler, Half, Step, halved, moving
-from metarun.types import StepFn, Unroll
+from metarun.types import Carry, Consts, StepFn, Unroll
 
 UNROLLED = 5  # steps; code that knows them all is a third faster, and takes twice as long to make
 
@@ -39,7 +39,7 @@ def recorded() -> Iterator[list[Loop]]:
 def rolled(most: int, otherwise: Unroll) -> Unroll:
     """`otherwise`: of `most` steps or fewer, and where nothing is recorded."""
 
-    def unroll(step: StepFn, carry: Any, consts: Any, num_steps: int) -> Any:
+    def unroll(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, num_steps: int, /) -> Carry:
         if not _recording or num_steps <= most:
             return otherwise(step, carry, consts, num_steps)
         begin, build = parted(carry)
@@ -49,9 +49,10 @@ def rolled(most: int, otherwise: Unroll) -> Unroll:
             return parted(step(build(carry), build_consts(consts), k))[0]
 
         try:
-            return build(Rolled.apply(Loop(flat, len(begin), num_steps), *begin, *given))
+            after: Carry = build(Rolled.apply(Loop(flat, len(begin), num_steps), *begin, *given))
         except Exception:  # a step that closes over tensors, or that looks at its number
             return otherwise(step, carry, consts, num_steps)
+        return after
 
     return unroll
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from metarun.types import StepFn
+from metarun.types import Carry, Consts, StepFn
 
 Memory = Literal["graph", "checkpoint", "adjoint"]
 
 
-def unroll_graph(step: StepFn, carry: Any, consts: Any, num_steps: int) -> Any:
+def unroll_graph(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, num_steps: int, /) -> Carry:
     for k in range(num_steps):
         carry = step(carry, consts, k)
     return carry
