@@ -15,7 +15,7 @@ from metarun.run.checkpoint import read, save
 from metarun.train.state import State
 from support.runs import TINY, only_run, outcome, rows, start, wait_until
 
-WORDS = [*TINY, "train.steps=200", "train.save_every=1", "eval.every=20", "train.log_every=1"]
+WORDS = [*TINY, "train.steps=80", "train.save_every=1", "eval.every=20", "train.log_every=1"]
 
 
 def run_to_end(words: list[str], cwd: Path) -> str:
@@ -45,7 +45,7 @@ def test_killed_five_times_and_never(algo: str, alone: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, code: int, alone: Path) -> None:
-    words = [*WORDS, "train.save_every=1000", "train.steps=150"]
+    words = [*WORDS, "train.save_every=1000", "train.steps=80"]
     going = start([*words, "out=stopped"], alone)
     wait_until(lambda: rows(alone / "stopped") >= 5, going)
     going.send_signal(number)
@@ -55,9 +55,9 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, code: int,
     assert "The same command goes on from there" in said
     run = only_run(alone / "stopped")
     step = read(run / "last.pt", torch.device("cpu"))["step"]
-    assert 0 < step < 150
+    assert 0 < step < 80
     said = run_to_end([*words, "out=stopped"], alone)
-    assert f"goes on from step {step} of 150" in said
+    assert f"goes on from step {step} of 80" in said
     run_to_end([*words, "out=whole"], alone)
     assert outcome(run) == outcome(only_run(alone / "whole"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from support.warm_process import WarmProcess, start_warm
 
 COMMAND = [sys.executable, "-c", "from metarun.cli.main import console; console()"]
 TINY = [
@@ -29,8 +32,11 @@ TINY = [
 ]
 
 
-def start(words: list[str], cwd: Path) -> subprocess.Popen[str]:
+def start(words: list[str], cwd: Path) -> WarmProcess | subprocess.Popen[str]:
+    """`metarun WORDS` in another process of one thread."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if platform.system() == "Linux":
+        return start_warm(words, cwd, env)
     return subprocess.Popen(
         [*COMMAND, *words], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -46,7 +52,7 @@ def rows(out: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in out.glob("*/*/seed0/metrics.jsonl"))
 
 
-def wait_until(happened: Callable[[], bool], going: subprocess.Popen[str]) -> None:
+def wait_until(happened: Callable[[], bool], going: WarmProcess | subprocess.Popen[str]) -> None:
     """Or until the run is over, which under a heavy load it may be first."""
     deadline = time.monotonic() + 120
     while not happened() and going.poll() is None:
