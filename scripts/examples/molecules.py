@@ -4,7 +4,7 @@ A molecule is a chain of pieces in the manner of SMILES; its bits say which piec
 has a rule of its own over a few bits, and a tenth of its answers are wrong. Several assays test the same molecule.
 
     python scripts/examples/molecules.py molecules.parquet
-    metarun data=arrays data.path=molecules.parquet data.y=active data.group=assay data.copies=say \\
+    metarun data=arrays data.path=molecules.parquet data.y=active data.group=assay data.duplicates=warn \\
         model=mlp task=5w5s task.ways=2 task.sampler=group_as_task
 """
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metarun.config.compose import compose
 from metarun.config.schema import RunConfig, load
-from metarun.data.tasks.contracts import SPLITS
+from metarun.data.splits import SPLITS
 from metarun.errors import ConfigError
 from metarun.types import Episode, Split
 from support.labelled import opened

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from metarun.config.convert import build
 from metarun.data.sources.arrays import Arrays
-from metarun.data.splits import split_file as own_split
+from metarun.data.splits import split_file
 from metarun.data.store.pool import DataError, Pool
 from metarun.errors import ConfigError
 
@@ -113,10 +113,10 @@ def test_labels_of_many_types(tmp_path: Path, y: NDArray[Any], names: NDArray[An
 @pytest.mark.parametrize("kind", [np.float16, np.float64, np.int8, np.uint8, np.int64, np.bool_, ">f4"])
 def test_features_of_many_types(tmp_path: Path, kind: Any) -> None:
     x = (X * 40).astype(np.int8).astype(kind)
-    holds(arrays(npz(tmp_path / "a.npz", x=x), copies="say").load(silent), Y.astype(str), x)
+    holds(arrays(npz(tmp_path / "a.npz", x=x), duplicates="warn").load(silent), Y.astype(str), x)
     np.save(tmp_path / "b.npy", np.asfortranarray(x))
     np.save(tmp_path / "y.npy", Y)
-    source = arrays(tmp_path / "b.npy", labels=str(tmp_path / "y.npy"), copies="say")
+    source = arrays(tmp_path / "b.npy", labels=str(tmp_path / "y.npy"), duplicates="warn")
     holds(source.load(silent), Y.astype(str), x)
 
 
@@ -199,7 +199,7 @@ def test_parquet_kinds(tmp_path: Path) -> None:
         "bytes": pyarrow.array([word.encode() for word in WORDS.tolist()]),
     }.items():
         path = table(tmp_path / f"{name}.parquet", y=y, **columns)
-        holds(arrays(path, copies="say").load(silent), WORDS, expected)
+        holds(arrays(path, duplicates="warn").load(silent), WORDS, expected)
 
 
 def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_damage(tmp_path: Path, form: str) -> None:
         path.write_bytes(damaged)
         os.utime(path, ns=(int(place), int(place)))
         with contextlib.suppress(DataError):
-            arrays(path, copies="say", **changed).load(silent)
+            arrays(path, duplicates="warn", **changed).load(silent)
             caught -= 1
         caught += 1
     assert caught > {"npz": 100, "packed.npz": 100, "npy": 1, "parquet": 20}[form]  # a .npy has no checksum
@@ -344,13 +344,13 @@ def test_split_file(tmp_path: Path) -> None:
     source = npz(tmp_path / "a.npz", y=Y % 3, g=GROUPS)
     pool = arrays(source, group="g", split_seed=4).load(silent)
     path = tmp_path / "split.json"
-    path.write_text(own_split.text(named(pool)))
+    path.write_text(split_file.text(named(pool)))
     assert named(arrays(source, group="g", split=str(path)).load(silent)) == named(pool)
     first, second = pool.splits["test"][0], pool.splits["train"][0]
     torn = pool._replace(
         splits={**pool.splits, "test": (*pool.splits["test"][1:], second), "train": (first, *pool.splits["train"][1:])}
     )
-    path.write_text(own_split.text(named(torn)))
+    path.write_text(split_file.text(named(torn)))
     with pytest.raises(DataError, match=r"group user\d has classes in train and in test; put all of them into one"):
         arrays(source, group="g", split=str(path)).load(silent)
     with pytest.raises(DataError, match=r"names 12 classes that are not in data.path=.* there are 3, such as 0"):
@@ -365,7 +365,7 @@ def test_a_row_in_two_splits_is_refused(tmp_path: Path) -> None:
     npz(path, x=x)
     with pytest.raises(DataError, match="1 items are the same in classes of two splits"):
         arrays(path).load(silent)
-    holds(arrays(path, copies="say").load(silent), Y.astype(str), x)
+    holds(arrays(path, duplicates="warn").load(silent), Y.astype(str), x)
 
 
 def test_a_changed_file_is_packed_anew(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_values_that_make_no_sense() -> None:
 EXAMPLES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "texts": ("npz", {}, 48, 128),
     "table": ("npy", {"label_column": -1}, 30, 17),
-    "molecules": ("parquet", {"y": "active", "group": "assay", "copies": "say"}, 80, 105),
+    "molecules": ("parquet", {"y": "active", "group": "assay", "duplicates": "warn"}, 80, 105),
 }
 
 

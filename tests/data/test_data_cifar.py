@@ -12,8 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from metarun.config.convert import build
-from metarun.data.fetch.editions import class_list
 from metarun.data.sources.cifar import Cifar
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.pool import DataError, Pool
 from support.makers import cifar as maker
 from support.server import serving
@@ -253,10 +253,10 @@ def test_an_image_in_two_splits(root: Path) -> None:
     test = {b"data": np.stack([maker.picture("fish/ray", copy % COPIES) for copy in range(60)])}
     labels = {b"labels": [n for n in range(20) for _ in range(COPIES)]}
     put(root / "cifar100", {**made, "FC100_test.pickle": maker.python2(test | labels)})
-    with pytest.raises(DataError, match=r"the same in classes of two splits: .*data.copies=say"):
+    with pytest.raises(DataError, match=r"the same in classes of two splits: .*data.duplicates=warn"):
         small("fc100", root).load(silent)
     said: list[str] = []
-    small("fc100", root, copies="say").load(said.append)
+    small("fc100", root, duplicates="warn").load(said.append)
     assert any("the same in classes of two splits" in line for line in said)
 
 

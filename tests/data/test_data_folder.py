@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from metarun.config.convert import build
 from metarun.data.read.images import Fit
 from metarun.data.sources.folder import Folder
-from metarun.data.splits import split_file as own_split
+from metarun.data.splits import split_file
 from metarun.data.store.pool import DataError, Pool
 from metarun.errors import ConfigError
 
@@ -150,7 +150,7 @@ def test_names_of_all_alphabets_and_suffixes_of_any_case(tmp_path: Path) -> None
     assert pool.names == tuple(sorted(normalize("NFC", name) for name in names))
     assert len(pool.items) == len(names) * PER_CLASS
     path = tmp_path / "split.json"
-    path.write_text(own_split.text(named(pool)))
+    path.write_text(split_file.text(named(pool)))
     assert named(folder(root, split=str(path), split_seed=9).load(silent)) == named(pool)
 
 
@@ -159,7 +159,7 @@ def test_names_that_are_no_text(nine: Path) -> None:
     (nine / "a").rename(os.fsdecode(os.fsencode(nine) + b"/caf\xe9"))
     pool = folder(nine).load(silent)
     assert "caf\ufffd" in pool.names
-    own_split.text(named(pool)).encode()
+    split_file.text(named(pool)).encode()
     (nine / os.fsdecode(b"b/\xe9.png")).write_text("broken")
     with pytest.raises(DataError, match="b/\ufffd\\.png cannot be read") as caught:
         folder(nine).load(silent)
@@ -174,7 +174,7 @@ def test_links_are_followed_once(nine: Path, tmp_path: Path) -> None:
     (nine / "a/up").symlink_to(nine)
     (nine / "a/self").symlink_to(nine / "a/self")
     said: list[str] = []
-    pool = folder(nine, copies="say").load(said.append)
+    pool = folder(nine, duplicates="warn").load(said.append)
     assert pool.names == (*NINE, "j")
     assert len(pool.of(0)) == PER_CLASS + 1
     assert "1 file is no picture and was left out: a/self" in said
@@ -365,7 +365,7 @@ def test_split_file(nine: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(mine))
     pool = folder(nine, split=str(path)).load(silent)
     assert named(pool) == mine
-    path.write_text(own_split.text(named(pool)))
+    path.write_text(split_file.text(named(pool)))
     assert json.loads(path.read_text()) == mine
     first = folder(nine, split=str(path)).identity()
     for number, (told, said) in enumerate(
@@ -401,7 +401,7 @@ def test_a_picture_in_two_splits_is_refused(nine: Path) -> None:
     with pytest.raises(DataError, match=rf"1 items are the same in classes of two splits: .*{inside} \(train\)"):
         folder(nine).load(silent)
     said: list[str] = []
-    folder(nine, copies="say").load(said.append)
+    folder(nine, duplicates="warn").load(said.append)
     assert len(said) == 1
 
 

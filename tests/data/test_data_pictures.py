@@ -18,13 +18,13 @@ from PIL import Image
 from scipy.io import savemat  # type: ignore[import-untyped]
 
 from metarun.config.convert import build
-from metarun.data.fetch.editions import class_list
-from metarun.data.read import tar_archive as archive
+from metarun.data.read import tar_archive
 from metarun.data.sources.aircraft import Aircraft
 from metarun.data.sources.cub import Cub
 from metarun.data.sources.dtd import Dtd
 from metarun.data.sources.fungi import Fungi
 from metarun.data.sources.vgg_flower import VggFlower, mat_vector
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.pool import DataError, Pool
 from metarun.errors import ConfigError
 from support.makers import aircraft, cub, dtd, fungi, vgg_flower
@@ -341,11 +341,11 @@ def pixels() -> NDArray[np.uint8]:
 def test_a_window(box: tuple[int, int, int, int], wanted: NDArray[np.uint8]) -> None:
     content = io.BytesIO()
     Image.fromarray(pixels()).save(content, "png")
-    look = archive.Window(4, 1, "nearest", "squash", box)
+    look = tar_archive.Window(4, 1, "nearest", "squash", box)
     plain = np.asarray(Image.fromarray(np.ascontiguousarray(wanted)).resize((4, 4), Image.Resampling.NEAREST))
     assert np.array_equal(look.of(content.getvalue(), "x")[0], plain)
     with pytest.raises(DataError, match=r"x cannot be read as a picture .*is no part of 6 x 4 pixels"):
-        archive.Window(4, 1, "nearest", "squash", (6, 0, 9, 4)).of(content.getvalue(), "x")
+        tar_archive.Window(4, 1, "nearest", "squash", (6, 0, 9, 4)).of(content.getvalue(), "x")
 
 
 def test_a_picture_that_lies_in_classes_of_two_splits(
@@ -357,7 +357,7 @@ def test_a_picture_that_lies_in_classes_of_two_splits(
     with pytest.raises(DataError, match=r"1 items are the same in classes of two splits: banded \(test\) and braided"):
         source("dtd", home.parent, made).load(silent)
     said: list[str] = []
-    source("dtd", home.parent, made, copies="say").load(said.append)
+    source("dtd", home.parent, made, duplicates="warn").load(said.append)
     assert any("1 items are the same" in line for line in said)
 
 
@@ -430,7 +430,7 @@ def row(_: str, content: bytes) -> NDArray[np.uint8]:
 
 
 def read(path: Path, names: list[str]) -> list[list[int]]:
-    blocks = archive.tar_in_order(path, names, (3,), row, silent)
+    blocks = tar_archive.tar_in_order(path, names, (3,), row, silent)
     return [list(map(int, each)) for block in blocks for each in block]
 
 
@@ -449,7 +449,7 @@ def test_the_order_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_end_that_is_damaged_after_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "READ_AT_ONCE", tarfile.BLOCKSIZE)  # the end is not read along with a file
+    monkeypatch.setattr(tar_archive, "READ_AT_ONCE", tarfile.BLOCKSIZE)  # the end is not read along with a file
     tar(tmp_path / "x.tgz", {"a": b"abc"})
     content = (tmp_path / "x.tgz").read_bytes()
     (tmp_path / "x.tgz").write_bytes(content[:-8] + b"\0" * 8)
@@ -488,11 +488,11 @@ def test_a_folder_gives_nothing_from_outside(tmp_path: Path) -> None:
 
 
 def test_progress_and_no_more_in_memory_than_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "SPEAK_EVERY_S", 0.0)
+    monkeypatch.setattr(tar_archive, "SPEAK_EVERY_S", 0.0)
     names = [f"{number:04d}" for number in range(500)]
     tar(tmp_path / "x.tgz", {name: name.encode() for name in names})
     inside, most, said = [0], [0], list[str]()
-    whole = archive.members
+    whole = tar_archive.members
 
     def counting(path: Path) -> Any:
         for member in whole(path):
@@ -504,8 +504,8 @@ def test_progress_and_no_more_in_memory_than_is_in_flight(tmp_path: Path, monkey
         inside[0] -= 1
         return row(name, content)
 
-    monkeypatch.setattr(archive, "members", counting)
-    assert sum(map(len, archive.tar_in_order(tmp_path / "x.tgz", names, (3,), leaving, said.append))) == 500
+    monkeypatch.setattr(tar_archive, "members", counting)
+    assert sum(map(len, tar_archive.tar_in_order(tmp_path / "x.tgz", names, (3,), leaving, said.append))) == 500
     assert most[0] < 150
     assert said[0].startswith("x.tgz: 1 of 500 pictures read")
 

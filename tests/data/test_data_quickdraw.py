@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from metarun.config.convert import build
-from metarun.data.fetch.editions import class_list
 from metarun.data.sources.quickdraw import Quickdraw
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.pool import DataError
 from metarun.errors import ConfigError
 from support.makers import quickdraw
@@ -91,8 +91,8 @@ def test_drawings_that_coincide(root: Path) -> None:
     said: list[str] = []
     source(root, per_class=3, mirrors=[]).load(said.append)
     assert any("1 items are the same in classes of two splits" in line for line in said)
-    with pytest.raises(DataError, match=r"angel \(test\) and bear \(.*data.copies=say"):
-        source(root, per_class=3, mirrors=[], copies="refuse").load(silent)
+    with pytest.raises(DataError, match=r"angel \(test\) and bear \(.*data.duplicates=warn"):
+        source(root, per_class=3, mirrors=[], duplicates="refuse").load(silent)
 
 
 def test_damaged_files(root: Path) -> None:

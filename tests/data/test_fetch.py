@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from metarun.data.fetch import download as fetching
+from metarun.data.fetch import download
 from metarun.data.fetch.download import fetch
 from metarun.data.store.pool import DataError
 from support.server import Address, serving
@@ -48,7 +48,7 @@ def silent(_: str) -> None:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetching, "SILENCE_S", 0.2)
+    monkeypatch.setattr(download, "SILENCE_S", 0.2)
     (tmp_path / "web").mkdir()
     (tmp_path / "web/a.zip").write_bytes(CONTENT)
     with serving(tmp_path / "web") as address:

@@ -13,10 +13,10 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from metarun.data.fetch import download as fetching
-from metarun.data.fetch.editions import class_list
+from metarun.data.fetch import download
 from metarun.data.read.zip_archive import content_digest
 from metarun.data.sources.omniglot import Omniglot
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.pool import DataError
 from support.makers.omniglot import ARCHIVES, SIDE, archive, drawing, md5
 from support.server import Address, serving
@@ -76,7 +76,7 @@ def test_polarity_and_size(root: Path) -> None:
     assert ink[:, :, 0, 0].max() == 0
     assert paper[:, :, 0, 0].min() == 255
     assert np.abs(ink.astype(int) + paper - 255).max() <= 1  # resizing rounds each way
-    nearest = made_up(root, resize="nearest", copies="say").load(silent).items  # thin bars fall between its rows
+    nearest = made_up(root, resize="nearest", duplicates="warn").load(silent).items  # thin bars fall between its rows
     assert set(np.unique(nearest)) == {0, 255}
     assert len(np.unique(ink)) > 10  # a real filter, and not what Pillow does to 1-bit images
     first = Image.fromarray(255 - drawing(0, 1)).resize((28, 28), Image.Resampling.LANCZOS)
@@ -203,7 +203,7 @@ def test_packing_says_how_far_it_is(root: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def address(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
-    monkeypatch.setattr(fetching, "SILENCE_S", 0.2)
+    monkeypatch.setattr(download, "SILENCE_S", 0.2)
     with serving(root / "omniglot") as address:
         yield address
 

@@ -234,10 +234,10 @@ def test_an_item_in_two_splits_is_refused_or_told(folder: Path) -> None:
     for _ in range(2):  # packed, then read back
         pack = twins(folder)
         assert [(twin.first, twin.second, twin.row) for twin in pack.twins] == [(0, 1, 3)]
-    with pytest.raises(DataError, match=r"1 items are the same .* a \(train\) and b \(test\); data.copies=say"):
+    with pytest.raises(DataError, match=r"1 items are the same .* a \(train\) and b \(test\); data.duplicates=warn"):
         pack.pool({"train": (0, 2), "test": (1,)}, "refuse", silent)
     said: list[str] = []
-    pack.pool({"train": (0, 2), "test": (1,)}, "say", said.append)
+    pack.pool({"train": (0, 2), "test": (1,)}, "warn", said.append)
     assert "a (train) and b (test)" in said[0]
     pack.pool({"train": (0, 1), "test": (2,)}, "refuse", pytest.fail)
     pack.pool({"train": (0,), "test": (2,)}, "refuse", pytest.fail)
@@ -255,7 +255,7 @@ def test_three_classes_with_one_item(folder: Path) -> None:
 def test_a_class_in_two_splits_is_refused(folder: Path) -> None:
     pack = packed("key-1", contents, silent, folder)
     with pytest.raises(DataError, match=r"class b is in the train and in the val split"):
-        pack.pool({"train": (0, 1), "val": (1,), "test": (2,)}, "say", silent)
+        pack.pool({"train": (0, 1), "val": (1,), "test": (2,)}, "warn", silent)
     with pytest.raises(DataError, match=r"list\.json names 1 classes that are not there"):
         pack.numbers({"train": ["a", "d"]}, "list.json")
 

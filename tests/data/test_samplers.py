@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from metarun.cli.main import main
+from metarun.data.splits import SPLITS
 from metarun.data.store.pool import Pool
 from metarun.data.tasks import random_bits as draw
 from metarun.data.tasks import sampler as drawing
-from metarun.data.tasks.contracts import SPLITS
 from metarun.data.tasks.labelled import ClassData, open_classes
 from metarun.engine.vmap import Vmap
 from metarun.train.loop import mean

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarun.data.sources.sine import Sine
-from metarun.data.tasks.contracts import SPLITS
+from metarun.data.splits import SPLITS
 from metarun.data.tasks.labelled import ClassData
 from metarun.data.tasks.sampler import ClassTasks
 from metarun.data.tasks.sinusoids import SineTasks

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from metarun.data.splits import SPLITS
 from metarun.data.store.pool import Pool, make_pool
-from metarun.data.tasks.contracts import SPLITS
 from metarun.types import Split
 
 GROUPS = {"train": (4, 4, 7), "val": (3, 3), "test": (6, 5, 4)}

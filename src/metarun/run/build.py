@@ -9,8 +9,9 @@ import torch
 
 from metarun.config.schema import RunConfig, check_room
 from metarun.data.sources.mixture import Mixture
+from metarun.data.splits import SPLITS
 from metarun.data.store.pool import DataError
-from metarun.data.tasks.contracts import SPLITS, Classes, Data, Tasks
+from metarun.data.tasks.contracts import Classes, Data, Tasks
 from metarun.data.tasks.labelled import open_classes
 from metarun.data.tasks.mixture import open_mixture
 from metarun.errors import ConfigError

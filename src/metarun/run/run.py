@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from metarun.config.device import set_tf32
 from metarun.config.schema import RunConfig
-from metarun.data.splits import split_file as own_split
+from metarun.data.splits import split_file
 from metarun.data.tasks.contracts import Classes
 from metarun.errors import RunError
 from metarun.results import plots
@@ -49,7 +49,7 @@ def execute(config: RunConfig) -> Outcome:
             show_result(summary, run.path)
             return Outcome(summary, 0)
         if config.kind == "classes":
-            write_text(run.split, own_split.text(cast(Classes, parts.data).names))
+            write_text(run.split, split_file.text(cast(Classes, parts.data).names))
         with listening() as stop:
             try:
                 plan = settle(config, parts, run, stop, say)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metarun.data.fetch.editions import class_list
+from metarun.data.splits.class_list import class_list
 
 SIDE = 32
 SPLITS = ("train", "val", "test")

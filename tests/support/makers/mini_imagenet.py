@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metarun.data.fetch.editions import class_list
+from metarun.data.splits.class_list import class_list
 from metarun.types import Split
 from support.makers.cifar import python2
 

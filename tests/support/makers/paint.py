@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from metarun.data.fetch.editions import class_list
+from metarun.data.splits.class_list import class_list
 
 STEPS, WIDTH = 14, 17  # colours of each channel, and how far they lie apart
 WALL = (128, 128, 128)  # around what a bounding box holds

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 from metarun.data.fetch.download import fetch
 from metarun.data.read.images import Filter, Fit
-from metarun.data.store.pack import Copies
+from metarun.data.splits.class_list import class_list
+from metarun.data.store.pack import Duplicates
 from metarun.data.store.pool import DataError, Pool, Say, cache_root
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ class ColourPictures:
     size: int  # pixels
     resize: Filter
     fit: Fit
-    copies: Copies
+    duplicates: Duplicates
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rotations: Literal["none", "train", "all"]
@@ -134,16 +132,3 @@ def tarred(mirrors: Sequence[str], archive: str, md5: str | None, folder: str) -
 def at(mirrors: Sequence[str], name: str) -> tuple[str, ...]:
     """A file's address on every mirror, each the address of a folder."""
     return tuple(f"{mirror.rstrip('/')}/{name}" for mirror in mirrors)
-
-
-def class_list(name: str) -> dict[Split, list[str]]:
-    """A published split, as it lies in data/splits, where "Greek/character01..24" stands for 24 classes."""
-    found: dict[Split, list[str]] = json.loads((files("metarun.data") / "splits" / f"{name}.json").read_text())
-    return {split: [name for listed in names for name in _spelled_out(listed)] for split, names in found.items()}
-
-
-def _spelled_out(listed: str) -> list[str]:
-    span = re.fullmatch(r"(.*?)(\d+)\.\.(\d+)", listed)
-    if not span:
-        return [listed]
-    return [f"{span[1]}{number:0{len(span[2])}}" for number in range(int(span[2]), int(span[3]) + 1)]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data.fetch.editions import ColourPictures, Edition, Facts, home, obtain, tarred
-from metarun.data.read import tar_archive as archive
+from metarun.data.read import tar_archive
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import digest, packed
 from metarun.data.store.pool import DataError, Pool
@@ -50,24 +50,24 @@ class Aircraft(ColourPictures):
     def load(self, say: Callable[[str], None]) -> Pool:
         key = digest(RECIPE, self.md5, self.classes, self.images, self.crop, self.size, self.resize, self.fit)
         pack = packed(f"aircraft-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.duplicates, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         path = home(self) / obtain(self, say).files[0].path
         variant, boxes = _labels(path, say)
-        classes = archive.classified(variant, variant.__getitem__)
-        archive.counted(path, classes, self.classes, self.images)
-        return archive.contents(path, classes, self.size, partial(self._picture, path, boxes), say)
+        classes = tar_archive.classified(variant, variant.__getitem__)
+        tar_archive.counted(path, classes, self.classes, self.images)
+        return tar_archive.contents(path, classes, self.size, partial(self._picture, path, boxes), say)
 
     def _picture(self, path: Path, boxes: dict[str, Box], name: str, content: bytes) -> NDArray[np.uint8]:
         box = {"bounding_box": boxes[name], "banner": ABOVE_BANNER, "none": WHOLE}[self.crop]
-        return archive.Window(self.size, 3, self.resize, self.fit, box).of(content, f"{path}: {name}")
+        return tar_archive.Window(self.size, 3, self.resize, self.fit, box).of(content, f"{path}: {name}")
 
 
 def _labels(path: Path, say: Callable[[str], None]) -> tuple[dict[str, str], dict[str, Box]]:
     """Variant and bounding box by file: "0787226 707-320" and "0787226 20 90 1000 400", whose first pixel is (1, 1)."""
     names = [f"{FOLDER}/data/{name}" for name in (*VARIANTS, "images_box.txt")]
-    trainval, test, boxes = (text.splitlines() for text in archive.texts_in(path, names, say))
+    trainval, test, boxes = (text.splitlines() for text in tar_archive.texts_in(path, names, say))
     try:
         variant = {_file(number): name.strip() for number, name in (line.split(" ", 1) for line in trainval + test)}
         sides = {_file(number): map(int, numbers) for number, *numbers in map(str.split, boxes)}

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data.read.tables import Reader, Table
-from metarun.data.splits import split_file as own_split
+from metarun.data.splits import split_file
 from metarun.data.splits.split_file import Shares
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import Copies, digest, packed
+from metarun.data.store.pack import Duplicates, digest, packed
 from metarun.data.store.pool import DataError, Pool
 
 if TYPE_CHECKING:  # types.py imports torch
@@ -37,7 +37,7 @@ class Arrays:
     label_column: int | None
     columns: tuple[str, ...]
     standardise: Literal["columns", "none"]
-    copies: Copies
+    duplicates: Duplicates
     split: str | None
     split_seed: int
     val_share: float
@@ -59,7 +59,7 @@ class Arrays:
                     sums.append(hashlib.file_digest(file, "blake2b").hexdigest())
         except (DataError, OSError):
             return ""
-        return digest(sums, own_split.content(self.split))
+        return digest(sums, split_file.content(self.split))
 
     def load(self, say: Callable[[str], None]) -> Pool:
         reader = self._reader()
@@ -71,17 +71,17 @@ class Arrays:
         pack = packed(f"arrays-{key}", lambda: self._contents(reader.table(say)), say)
         where = f"data.path={self.path}"
         splits = self._splits(pack.names, pack.groups, where)
-        return pack.pool(pack.numbers(splits, where), self.copies, say)
+        return pack.pool(pack.numbers(splits, where), self.duplicates, say)
 
     def _reader(self) -> Reader:
-        path = own_split.place(self.path, "features are, a .npz, .npy or .parquet file")
+        path = split_file.place(self.path, "features are, a .npz, .npy or .parquet file")
         return Reader(path, self.x, self.y, self.group, self.labels, self.label_column, self.columns)
 
     def _splits(self, names: tuple[str, ...], groups: tuple[str, ...], where: str) -> dict[Split, list[str]]:
         """No group is in two splits."""
         if self.split is None:
-            return own_split.drawn(names, groups, self._shares, where)
-        splits = own_split.read(self.split, names, where)
+            return split_file.drawn(names, groups, self._shares, where)
+        splits = split_file.read(self.split, names, where)
         group_of = dict(zip(names, groups, strict=True)) if groups else {}
         home: dict[str, Split] = {}
         for part, name in ((part, name) for part, listed in splits.items() for name in listed if groups):

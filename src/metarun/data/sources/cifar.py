@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.fetch.editions import Edition, Facts, File, at, class_list, home, obtain
-from metarun.data.read import zip_archive as zips
+from metarun.data.fetch.editions import Edition, Facts, File, at, home, obtain
+from metarun.data.read import zip_archive
 from metarun.data.read.images import Filter, Look
 from metarun.data.read.safe_pickle import read
 from metarun.data.read.tar_archive import members
+from metarun.data.splits import SPLITS
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import Copies, digest, packed
+from metarun.data.store.pack import Duplicates, digest, packed
 from metarun.data.store.pool import DataError, Pool
 
 if TYPE_CHECKING:  # types.py imports torch
@@ -28,7 +30,6 @@ if TYPE_CHECKING:  # types.py imports torch
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
 SIDE = 32  # pixels, as published
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 INSIDE = ("train", "test", "meta")  # of cifar-100-python
 PICKLES = {split: f"FC100_{split}.pickle" for split in SPLITS}
 PNG = re.compile(r"(?:.*/)?data/([^/]+)/[^/]+\.png")
@@ -55,7 +56,7 @@ class Cifar:
     split: Literal["cifar_fs", "fc100"]
     size: int  # pixels
     resize: Filter
-    copies: Copies
+    duplicates: Duplicates
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rotations: Literal["none", "train", "all"]
@@ -86,7 +87,7 @@ class Cifar:
         # with the split: only one of the two can be packed from files that do not name their classes
         key = digest(RECIPE, self.split, *inner, self.images_per_class, self.size, self.resize)
         pack = packed(f"{self.split}-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self._lists(pack.names), f"data.split={self.split}"), self.copies, say)
+        return pack.pool(pack.numbers(self._lists(pack.names), f"data.split={self.split}"), self.duplicates, say)
 
     def _lists(self, names: Sequence[str]) -> Mapping[Split, Sequence[str]]:
         if not _numbered(names[0]):
@@ -148,22 +149,22 @@ class Cifar:
         whole = {name.partition("/")[2]: name for names in class_list("cifar_fs").values() for name in names}
         look = Look(SIDE, 3, self.resize)
         images: dict[str, list[Images]] = {}
-        with zips.opened(where) as file:
-            for member in zips.members(file):
+        with zip_archive.opened(where) as file:
+            for member in zip_archive.members(file):
                 found = PNG.fullmatch(member)
                 if found:
                     name = whole.get(found[1], found[1])
-                    picture = look.of(zips.content(file, member), f"{where}: {member}")
+                    picture = look.of(zip_archive.content(file, member), f"{where}: {member}")
                     images.setdefault(name, []).append(picture.transpose(1, 2, 0))
             self._same_lists(file, where)
         return self._whole({name: np.stack(found) for name, found in images.items()}, where)
 
     def _same_lists(self, file: zipfile.ZipFile, where: Path) -> None:
-        for member in zips.members(file):
+        for member in zip_archive.members(file):
             found = TXT.fullmatch(member)
             if found:
                 listed = {name.partition("/")[2] for name in class_list("cifar_fs")[cast("Split", found[1])]}
-                other = sorted(listed ^ set(zips.content(file, member).decode("utf-8", "replace").split()))
+                other = sorted(listed ^ set(zip_archive.content(file, member).decode("utf-8", "replace").split()))
                 if other:
                     told = f"{member} and the published {found[1]} split differ in {', '.join(other[:3])}"
                     raise DataError(f"{where}: {told}; put the published archive there")
@@ -178,12 +179,14 @@ class Cifar:
 
     def _zip(self, where: Path) -> dict[str, Images]:
         """From fc100.zip, which holds the three pickles."""
-        with zips.opened(where) as file:
-            place = {name.rpartition("/")[2]: name for name in zips.members(file)}
+        with zip_archive.opened(where) as file:
+            place = {name.rpartition("/")[2]: name for name in zip_archive.members(file)}
             missing = [name for name in PICKLES.values() if name not in place]
             if missing:
                 raise DataError(f"{where} holds no {missing[0]}; put the published archive there")
-            return self._fc100({split: zips.content(file, place[name]) for split, name in PICKLES.items()}, where)
+            return self._fc100(
+                {split: zip_archive.content(file, place[name]) for split, name in PICKLES.items()}, where
+            )
 
     def _pickles(self, where: Path) -> dict[str, Images]:
         """From FC100_train.pickle, FC100_val.pickle, FC100_test.pickle."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.fetch.editions import ColourPictures, Edition, Facts, class_list, home, obtain, tarred
-from metarun.data.read import tar_archive as archive
+from metarun.data.fetch.editions import ColourPictures, Edition, Facts, home, obtain, tarred
+from metarun.data.read import tar_archive
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import digest, packed
 from metarun.data.store.pool import DataError, Pool
@@ -55,28 +56,28 @@ class Cub(ColourPictures):
         data = (self.md5, self.classes, self.images, self.drop_imagenet_copies)
         key = digest(RECIPE, *data, self.crop, self.size, self.resize, self.fit)
         pack = packed(f"cub-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self.lists(), f"data.split={self.split}"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), f"data.split={self.split}"), self.duplicates, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         path = home(self) / obtain(self, say).files[0].path
         boxes = _boxes(path, say)
-        classes = archive.classified(boxes, lambda name: name.split("/")[-2])
-        archive.counted(path, classes, self.classes, self.images)
+        classes = tar_archive.classified(boxes, lambda name: name.split("/")[-2])
+        tar_archive.counted(path, classes, self.classes, self.images)
         if self.drop_imagenet_copies:
             dropped = {name for names in class_list("cub_imagenet_copies").values() for name in names}
             classes = {
                 name: [file for file in files if Path(file).name not in dropped] for name, files in classes.items()
             }
-        return archive.contents(path, classes, self.size, partial(self._picture, path, boxes), say)
+        return tar_archive.contents(path, classes, self.size, partial(self._picture, path, boxes), say)
 
     def _picture(self, path: Path, boxes: dict[str, Box], name: str, content: bytes) -> NDArray[np.uint8]:
         box = boxes[name] if self.crop == "bounding_box" else WHOLE
-        return archive.Window(self.size, 3, self.resize, self.fit, box).of(content, f"{path}: {name}")
+        return tar_archive.Window(self.size, 3, self.resize, self.fit, box).of(content, f"{path}: {name}")
 
 
 def _boxes(path: Path, say: Callable[[str], None]) -> dict[str, Box]:
     """images.txt: "1 CLASS/IMAGE.jpg"; bounding_boxes.txt: "1 60.0 27.0 325.0 304.0", of left, top, width, height."""
-    images, boxes = archive.texts_in(path, (f"{FOLDER}/images.txt", f"{FOLDER}/bounding_boxes.txt"), say)
+    images, boxes = tar_archive.texts_in(path, (f"{FOLDER}/images.txt", f"{FOLDER}/bounding_boxes.txt"), say)
     try:
         names = dict(line.split() for line in images.splitlines())
         sides = {number: map(round, map(float, numbers)) for number, *numbers in map(str.split, boxes.splitlines())}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from metarun.data.fetch.editions import ColourPictures, Edition, Facts, home, obtain, tarred
-from metarun.data.read import tar_archive as archive
+from metarun.data.read import tar_archive
 from metarun.data.read.images import Look
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import digest, packed
@@ -36,15 +36,15 @@ class Dtd(ColourPictures):
     def load(self, say: Callable[[str], None]) -> Pool:
         key = digest(RECIPE, self.md5, self.classes, self.images, self.size, self.resize, self.fit)
         pack = packed(f"dtd-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.duplicates, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         path = home(self) / obtain(self, say).files[0].path
-        names = archive.names_in(path, _is_image, say)
-        classes = archive.classified(names, lambda name: name.split("/")[-2])
-        archive.counted(path, classes, self.classes, self.images)
+        names = tar_archive.names_in(path, _is_image, say)
+        classes = tar_archive.classified(names, lambda name: name.split("/")[-2])
+        tar_archive.counted(path, classes, self.classes, self.images)
         look = Look(self.size, 3, self.resize, self.fit)
-        return archive.contents(
+        return tar_archive.contents(
             path, classes, self.size, lambda name, content: look.of(content, f"{path}: {name}"), say
         )
 

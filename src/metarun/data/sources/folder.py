@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from metarun.data.read.class_folders import Class, Listing, listing, shown
 from metarun.data.read.images import Filter, Fit, Look, in_order
-from metarun.data.splits import split_file as own_split
+from metarun.data.splits import split_file
 from metarun.data.splits.split_file import Shares, some
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import Copies, Pack, digest, packed
+from metarun.data.store.pack import Duplicates, Pack, digest, packed
 from metarun.data.store.pool import DataError, Pool, Say
 
 if TYPE_CHECKING:  # types.py imports torch
@@ -36,7 +36,7 @@ class Folder:
     resize: Filter
     fit: Fit
     unreadable: Literal["refuse", "skip"]
-    copies: Copies
+    duplicates: Duplicates
     split: str | None
     split_by: Literal["class", "group"]
     split_seed: int
@@ -72,7 +72,7 @@ class Folder:
         except DataError:
             return ""
         listed = [[each.name, *((Path(each.path).name, each.size) for each in each.pictures)] for each in found.classes]
-        return digest(listed, sorted(found.splits.items()), own_split.content(self.split))
+        return digest(listed, sorted(found.splits.items()), split_file.content(self.split))
 
     def load(self, say: Callable[[str], None]) -> Pool:
         root = self._root()
@@ -86,19 +86,19 @@ class Folder:
             say(f"{skipped} of {skipped + len(pack.items)} pictures cannot be read and were left out")
         where = f"data.path={self.path}"
         splits = self._splits(pack, found, where)
-        return pack.pool(pack.numbers(splits, where), self.copies, say)
+        return pack.pool(pack.numbers(splits, where), self.duplicates, say)
 
     def _root(self) -> Path:
-        return own_split.place(self.path, "pictures are, one folder of them per class")
+        return split_file.place(self.path, "pictures are, one folder of them per class")
 
     def _splits(self, pack: Pack, found: Listing, where: str) -> dict[Split, list[str]]:
         if self.split is not None:
-            return own_split.read(self.split, pack.names, where)
+            return split_file.read(self.split, pack.names, where)
         if found.splits:
-            return own_split.whole(found.splits, where)
+            return split_file.whole(found.splits, where)
         if self.split_by == "group" and not any(pack.groups):
             raise DataError(f"data.split_by=group: {where} has no group folders around its class folders; use class")
-        return own_split.drawn(pack.names, pack.groups if self.split_by == "group" else (), self._shares, where)
+        return split_file.drawn(pack.names, pack.groups if self.split_by == "group" else (), self._shares, where)
 
     def _contents(self, root: Path, found: Listing, say: Say) -> Contents:
         classes = found.classes if self.unreadable == "refuse" else self._readable(root, found.classes, say)

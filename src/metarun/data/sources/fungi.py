@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, home, obtain
-from metarun.data.read import tar_archive as archive
+from metarun.data.read import tar_archive
 from metarun.data.read.images import Look
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import digest, packed
@@ -47,16 +47,16 @@ class Fungi(ColourPictures):
         data = (self.images_md5, self.labels_md5, self.classes, self.images)
         key = digest(RECIPE, *data, self.size, self.resize, self.fit)
         pack = packed(f"fungi-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.duplicates, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         edition = obtain(self, say)
         path, labels = (home(self) / file.path for file in edition.files[:2])
         category = _categories(labels, say)
-        classes = archive.classified(category, category.__getitem__)
-        archive.counted(labels, classes, self.classes, self.images)
+        classes = tar_archive.classified(category, category.__getitem__)
+        tar_archive.counted(labels, classes, self.classes, self.images)
         look = Look(self.size, 3, self.resize, self.fit)
-        return archive.contents(
+        return tar_archive.contents(
             path, classes, self.size, lambda name, content: look.of(content, f"{path}: {name}"), say
         )
 
@@ -64,7 +64,9 @@ class Fungi(ColourPictures):
 def _categories(labels: Path, say: Say) -> dict[str, str]:
     """Each image's class, named by number and species: two species have two classes each."""
     packed_labels = labels.suffix == ".tgz"
-    texts = archive.texts_in(labels, PARTS, say) if packed_labels else [_text(labels.parent / part) for part in PARTS]
+    texts = (
+        tar_archive.texts_in(labels, PARTS, say) if packed_labels else [_text(labels.parent / part) for part in PARTS]
+    )
     found: dict[str, str] = {}
     for part, text in zip(PARTS, texts, strict=True):
         try:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, home, obtain
 from metarun.data.read.images import Look, in_order
 from metarun.data.read.safe_pickle import load, read
+from metarun.data.splits import SPLITS
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import digest, packed
 from metarun.data.store.pool import DataError, Pool, Say
@@ -26,7 +28,6 @@ if TYPE_CHECKING:  # types.py imports torch
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
 LIST = "mini_imagenet_ravi"
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 ARCHIVE = "mini-imagenet.tar.gz"
 VALIDATION = {"train": "train", "val": "validation", "test": "test"}  # as learn2learn's copies are called
 
@@ -61,7 +62,7 @@ class MiniImagenet(ColourPictures):
     def load(self, say: Callable[[str], None]) -> Pool:
         key = digest(RECIPE, self.images_per_class, self.size, self.resize, self.fit)
         pack = packed(f"mini_imagenet-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(class_list(LIST), f"splits/{LIST}.json"), self.copies, say)
+        return pack.pool(pack.numbers(class_list(LIST), f"splits/{LIST}.json"), self.duplicates, say)
 
     def _contents(self, say: Say) -> Contents:
         edition, folder = obtain(self, say), home(self)

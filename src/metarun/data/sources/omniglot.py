@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.fetch.editions import Edition, Facts, File, at, class_list, home, obtain
-from metarun.data.read import zip_archive as zips
+from metarun.data.fetch.editions import Edition, Facts, File, at, home, obtain
+from metarun.data.read import zip_archive
 from metarun.data.read.images import Filter, Look
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import Copies, digest, packed
+from metarun.data.store.pack import Duplicates, digest, packed
 from metarun.data.store.pool import DataError, Pool, Say
 
 if TYPE_CHECKING:  # types.py imports torch
@@ -49,7 +50,7 @@ class Omniglot:
     mirrors: tuple[str, ...]  # folders on the web that hold the two archives
     background_md5: str
     evaluation_md5: str
-    background_content: str  # zips.content_digest, which an archive that was packed anew keeps
+    background_content: str  # zip_archive.content_digest, which an archive that was packed anew keeps
     evaluation_content: str
     background_classes: int
     evaluation_classes: int
@@ -61,7 +62,7 @@ class Omniglot:
     split_seed: int
     val_classes: int
     finn_test_classes: int
-    copies: Copies
+    duplicates: Duplicates
     mean: float
     std: float
     rotations: Literal["none", "train", "all"]
@@ -91,7 +92,7 @@ class Omniglot:
             splits = pack.numbers(class_list("omniglot_vinyals"), "data.split=vinyals")
         else:
             splits = self._drawn(pack.names)
-        return pack.pool(splits, self.copies, say)
+        return pack.pool(splits, self.duplicates, say)
 
     def _drawn(self, names: tuple[str, ...]) -> dict[Split, tuple[int, ...]]:
         """finn: all classes at random. lake: the background classes at random, and the evaluation classes for test."""
@@ -119,8 +120,8 @@ class Omniglot:
 
     def _classes(self, path: Path, expected: int) -> dict[str, list[str]]:
         """An archive's images by class: <anything>/Alphabet/characterNN/IIII_DD.png is of Alphabet/characterNN."""
-        with zips.opened(path) as file:
-            images = [name for name in zips.members(file) if name.endswith(".png")]
+        with zip_archive.opened(path) as file:
+            images = [name for name in zip_archive.members(file) if name.endswith(".png")]
         classes: dict[str, list[str]] = {}
         for image in images:
             classes.setdefault("/".join(image.split("/")[-3:-1]), []).append(image)
@@ -134,9 +135,9 @@ class Omniglot:
     def _rows(self, paths: list[Path], found: list[dict[str, list[str]]]) -> Iterator[NDArray[np.uint8]]:
         look = (Ink if self.invert else Look)(self.size, 1, self.resize)
         for path, classes in zip(paths, found, strict=True):
-            with zips.opened(path) as file:
+            with zip_archive.opened(path) as file:
                 for name in (name for images in classes.values() for name in images):
-                    yield look.of(zips.content(file, name), f"{path}: {name}")
+                    yield look.of(zip_archive.content(file, name), f"{path}: {name}")
 
 
 def _check(path: Path, md5: str, content: str) -> None:
@@ -144,7 +145,7 @@ def _check(path: Path, md5: str, content: str) -> None:
     with path.open("rb") as file:
         if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == md5:
             return
-    found = zips.content_digest(path)
+    found = zip_archive.content_digest(path)
     if found != content:
         told = f"{path} holds other images than the published archive (content {found}, not {content})"
         raise DataError(f"{told}; put the published archive there")

@@ -11,10 +11,11 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.fetch.editions import Edition, Facts, File, at, class_list, home, obtain
+from metarun.data.fetch.editions import Edition, Facts, File, at, home, obtain
 from metarun.data.read.images import Filter, Look
+from metarun.data.splits.class_list import class_list
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import Copies, digest, packed
+from metarun.data.store.pack import Duplicates, digest, packed
 from metarun.data.store.pool import DataError, Pool
 
 if TYPE_CHECKING:  # types.py imports torch
@@ -39,7 +40,7 @@ class Quickdraw:
     per_class: int | None
     size: int  # pixels
     resize: Filter
-    copies: Copies
+    duplicates: Duplicates
     mean: float
     std: float
     rotations: Literal["none", "train", "all"]
@@ -60,7 +61,7 @@ class Quickdraw:
     def load(self, say: Callable[[str], None]) -> Pool:
         key = digest(RECIPE, self.per_class, self.size, self.resize)
         pack = packed(f"quickdraw-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(class_list("quickdraw"), "the split of Meta-Dataset"), self.copies, say)
+        return pack.pool(pack.numbers(class_list("quickdraw"), "the split of Meta-Dataset"), self.duplicates, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         obtain(self, say)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, home, obtain
 from metarun.data.read.images import Look, in_order
 from metarun.data.read.safe_pickle import load
+from metarun.data.splits import SPLITS
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import digest, packed
 from metarun.data.store.pool import DataError, Pool, Say
@@ -23,7 +24,6 @@ if TYPE_CHECKING:  # types.py imports torch
     from metarun.types import Split
 
 RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 PNG = b"\x89PNG\r\n\x1a\n"
 # the length of opcode and count before the bytes themselves, of those opcodes that hold them as they are
 BEFORE_BYTES = {
@@ -86,7 +86,7 @@ class TieredImagenet(ColourPictures):
         key = digest(RECIPE, self.images, self.classes, self.superclasses, self.size, self.resize, self.fit)
         pack = packed(f"tiered_imagenet-{key}", lambda: self._contents(say), say)
         lists = {split: [name for name in pack.names if name.startswith(f"{split}/")] for split in SPLITS}
-        return pack.pool(pack.numbers(lists, "tiered_imagenet"), self.copies, say)
+        return pack.pool(pack.numbers(lists, "tiered_imagenet"), self.duplicates, say)
 
     def _contents(self, say: Say) -> Contents:
         edition, folder = obtain(self, say), home(self)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, home, obtain
-from metarun.data.read import tar_archive as archive
+from metarun.data.read import tar_archive
 from metarun.data.read.images import Look
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import digest, packed
@@ -52,16 +52,16 @@ class VggFlower(ColourPictures):
         data = (self.images_md5, self.labels_md5, self.classes, self.images)
         key = digest(RECIPE, *data, self.size, self.resize, self.fit)
         pack = packed(f"vgg_flower-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.copies, say)
+        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.duplicates, say)
 
     def _contents(self, say: Callable[[str], None]) -> Contents:
         path = home(self) / obtain(self, say).files[0].path
         labels = mat_vector(home(self) / LABELS, "labels")
         label = {f"jpg/image_{number:05d}.jpg": f"{int(found):03d}" for number, found in enumerate(labels, start=1)}
-        classes = archive.classified(label, label.__getitem__)
-        archive.counted(home(self) / LABELS, classes, self.classes, self.images)
+        classes = tar_archive.classified(label, label.__getitem__)
+        tar_archive.counted(home(self) / LABELS, classes, self.classes, self.images)
         look = Look(self.size, 3, self.resize, self.fit)
-        return archive.contents(
+        return tar_archive.contents(
             path, classes, self.size, lambda name, content: look.of(content, f"{path}: {name}"), say
         )
 

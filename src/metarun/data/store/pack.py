@@ -33,7 +33,7 @@ IN_MEMORY_BYTES = 1 << 31  # what may be kept in memory where there is no room o
 FORMAT = 1
 SHOWN = 3  # examples in a message
 
-Copies = Literal["refuse", "say"]  # of an item that lies in two splits
+Duplicates = Literal["refuse", "warn"]  # of an item that lies in two splits
 
 
 class Pack(NamedTuple):
@@ -54,7 +54,7 @@ class Pack(NamedTuple):
             )
         return {split: tuple(place[name] for name in listed) for split, listed in names.items()}
 
-    def pool(self, splits: Splits, copies: Copies, say: Say) -> Pool:
+    def pool(self, splits: Splits, duplicates: Duplicates, say: Say) -> Pool:
         """No class is in two splits, and no item: a picture copied from training into test is refused."""
         taken: dict[int, str] = {}
         for split, classes in splits.items():
@@ -70,8 +70,8 @@ class Pack(NamedTuple):
                 for twin in apart[:SHOWN]
             )
             told = f"{len(apart)} items are the same in classes of two splits: {shown}"
-            if copies == "refuse":
-                raise DataError(f"{told}; data.copies=say goes on all the same")
+            if duplicates == "refuse":
+                raise DataError(f"{told}; data.duplicates=warn goes on all the same")
             say(told)
         return make_pool(self.items, self.counts, self.names, splits, self.groups)
 

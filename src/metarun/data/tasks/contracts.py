@@ -12,8 +12,6 @@ from torch import Tensor
 from metarun.data.store.pool import Pool
 from metarun.types import Episode, Kind, Split
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
 Span = int | tuple[int, int]  # a number, or the smallest and the largest of those that a task may have
 ClassSampler = Literal["uniform", "within_group", "group_as_task"]
 """uniform: any classes of the split. within_group: all of one group (an alphabet, a superclass), and any of it.

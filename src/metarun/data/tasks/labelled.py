@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun.data.splits import SPLITS
 from metarun.data.store.pack import advise
 from metarun.data.store.pool import Pool
 from metarun.data.tasks.augment import Augment
-from metarun.data.tasks.contracts import SPLITS, ClassSource, Room, Tasks, TaskShape
+from metarun.data.tasks.contracts import ClassSource, Room, Tasks, TaskShape
 from metarun.data.tasks.sampler import Batches, ClassTasks
 from metarun.data.tasks.sections import Section
 from metarun.types import Kind, Split

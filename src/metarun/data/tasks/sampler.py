@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from metarun.data.splits import SPLITS
 from metarun.data.tasks import random_bits as draw
-from metarun.data.tasks.contracts import SPLITS, Part, TaskShape, whole
+from metarun.data.tasks.contracts import Part, TaskShape, whole
 from metarun.data.tasks.sections import Section
 from metarun.types import Batch, Episode, Split
 

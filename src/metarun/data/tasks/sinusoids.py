@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from metarun.data.sources.sine import Sine
+from metarun.data.splits import SPLITS
 from metarun.data.tasks import random_bits as draw
-from metarun.data.tasks.contracts import SPLITS, Part, Room, Tasks, TaskShape, whole
+from metarun.data.tasks.contracts import Part, Room, Tasks, TaskShape, whole
 from metarun.types import Batch, Episode, Kind, Split
 
 WAVE_STREAM, X_STREAM = 1, 2
