@@ -58,7 +58,7 @@ class MadeUp:
         pack = packed(f"madeup-{self.classes}-{self.pictures}-{self.item[1]}", self._contents, say)
         numbers, share = list(range(self.classes)), self.classes // 4
         splits = (numbers[: 2 * share], numbers[2 * share : 3 * share], numbers[3 * share :])
-        return pack.pool(dict(zip(("train", "val", "test"), map(tuple, splits), strict=True)), "say", say)
+        return pack.pool(dict(zip(("train", "val", "test"), map(tuple, splits), strict=True)), "warn", say)
 
     def _contents(self) -> Contents:
         base, more = divmod(self.pictures, self.classes)
