@@ -226,7 +226,7 @@ def process(place: Place, way: str) -> subprocess.Popen[str]:
 
 
 def test_two_processes_share_one_download(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.PAUSE_S", 0.1)
+    monkeypatch.setattr("support.server.PAUSE_S", 0.1)
     both = [process(place, "slow") for _ in range(2)]
     said = [one.communicate(timeout=60)[0] for one in both]
     assert [one.returncode for one in both] == [0, 0]
@@ -236,7 +236,7 @@ def test_two_processes_share_one_download(place: Place, monkeypatch: pytest.Monk
 
 
 def test_what_ctrl_c_leaves_is_continued(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.PAUSE_S", 0.5)
+    monkeypatch.setattr("support.server.PAUSE_S", 0.5)
     one = process(place, "slow")
     deadline = time.monotonic() + 30
     while not (place.part().exists() and place.part().stat().st_size) and time.monotonic() < deadline:
@@ -245,7 +245,7 @@ def test_what_ctrl_c_leaves_is_continued(place: Place, monkeypatch: pytest.Monke
     one.communicate(timeout=30)
     came = place.part().stat().st_size
     assert 0 < came < len(CONTENT)
-    monkeypatch.setattr("server.PAUSE_S", 0.0)
+    monkeypatch.setattr("support.server.PAUSE_S", 0.0)
     fetch(place.path, place.at("slow"), MD5, silent)
     assert place.address.ranges == [None, f"bytes={came}-"]
     assert place.path.read_bytes() == CONTENT
