@@ -1,10 +1,15 @@
-"""Every test runs in an empty folder of its own, without the user's W&B settings; data is made once a session."""
+"""Every test runs in an empty folder of its own, without the user's W&B settings; data is made once a session.
+The contracts of metarun.types are checked at every call."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
+from support import checked_contracts
+
+checked_contracts.install()
 
 OUTSIDE = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_DIR")
 
