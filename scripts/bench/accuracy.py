@@ -33,7 +33,7 @@ TARGET, PATIENCE_S = 0.95, 1800.0
 EVERY, EPISODES, BATCH = 20, 400, 50
 QUICK_EVERY, QUICK_EPISODES, QUICK_PATIENCE_S = 10, 10, 2.0
 # Width 32 and a fast outer rate: some minutes on one core. Under `mean`, 2.0 is the 0.4 of Finn 2017's code.
-WORDS = ("data=omniglot", "task=5w1s", "model=conv4", "optim=adam_short", "algo=maml", "algo.loss_reduction=mean",
+WORDS = ("data=omniglot", "task=5w1s", "model=conv4", "optim=adam_1000_steps", "algo=maml", "algo.loss_reduction=mean",
          "algo.inner_lr=2.0", "train.meta_batch=32")  # fmt: skip
 QUICK_WORDS = ("data=glyphs", "model.width=4", "train.meta_batch=2")
 Advance = Callable[[Episode, int], Meta]

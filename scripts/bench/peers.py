@@ -74,9 +74,9 @@ def learn2learn_on(job: Job, module: Twin) -> Step:
     lrs: nn.ParameterList | None = None
     if isinstance(algo, MetaSGD):
         lrs = nn.ParameterList([job.meta["rates"][name].clone() for name in names(job)])
-        learned = library.algorithms.MetaSGD(adapts, first_order=algo.order == "first", lrs=lrs)
+        learned = library.algorithms.MetaSGD(adapts, first_order=algo.derivatives == "first", lrs=lrs)
     else:
-        learned = library.algorithms.MAML(adapts, lr=algo.inner_lr, first_order=algo.order == "first")
+        learned = library.algorithms.MAML(adapts, lr=algo.inner_lr, first_order=algo.derivatives == "first")
 
     def step(episode: Episode) -> Meta:
         for x_s, y_s, x_q, y_q in tasks(episode):
@@ -140,7 +140,7 @@ def higher(job: Job) -> Step:
     algo, module = _maml(job, "higher"), twin(job)
     before, adapts = parts(algo, module)
     sgd = torch.optim.SGD(adapts.parameters(), lr=algo.inner_lr)
-    second = algo.order == "second"
+    second = algo.derivatives == "second"
 
     def step(episode: Episode) -> Meta:
         for x_s, y_s, x_q, y_q in tasks(episode):
@@ -169,7 +169,7 @@ def _add(module: nn.Module, found: Iterable[Tensor]) -> None:
 def torchopt(job: Job) -> Step:
     library = _imported("torchopt")
     algo, module = _maml(job, "torchopt"), twin(job)
-    if algo.order == "first":
+    if algo.derivatives == "first":
         raise Absent("torchopt's MetaSGD has no first order")
     before, adapts = parts(algo, module)
     inner, leaves = library.MetaSGD(adapts, lr=algo.inner_lr), list(module.parameters())
@@ -238,7 +238,7 @@ def _plain_descent(algo: MAML | MetaSGD, module: Twin, rates: list[Tensor]) -> C
     known = [name for name, _ in adapts.named_parameters()]
     start: list[Tensor] = list(adapts.parameters())
     alphas: list[Any] = list(rates) or [algo.inner_lr] * len(start)
-    second = algo.order == "second"
+    second = algo.derivatives == "second"
 
     def loss_of(x_s: Tensor, y_s: Tensor, x_q: Tensor, y_q: Tensor) -> Tensor:
         z, weights = before(x_s), start

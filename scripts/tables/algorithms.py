@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from metarun.config.compose import compose
+from metarun.config.places import groups
 from metarun.config.schema import load
 from metarun.run.build import open_data
 
@@ -58,7 +59,7 @@ raw pixels has {nearest}.
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
+    return groups()["algo"]
 
 
 def command(algo: str, column: str, seed: int) -> list[str]:

@@ -35,16 +35,16 @@ RATES = [0.05 * 1.1**i for i in range(22)]  # 0.05 to 0.37
 COLUMNS = ("mean", "p10", "median", "p90")
 SHARED: dict[str, Any] = {
     "test_steps": HORIZON,
-    "order": "first",
+    "derivatives": "first",
     "second_order_from": 0,
     "loss_reduction": "mean",
     "adapt": ("*",),
-    "split": "train_train",
+    "outer_loss_on": "support",
     "bn": "batch",
     "bn_weights": "shared",
 }
-LEARNED = L2O(**SHARED, steps=HORIZON, inner_lr=0.1, multi_step=10**9, hidden=20, p=10.0, descent=0.0)
-DESCENT = MAML(**SHARED, steps=HORIZON, inner_lr=0.1, multi_step=0, rates="fixed")
+LEARNED = L2O(**SHARED, steps=HORIZON, inner_lr=0.1, multi_step_loss_until=10**9, hidden=20, p=10.0, descent=0.0)
+DESCENT = MAML(**SHARED, steps=HORIZON, inner_lr=0.1, multi_step_loss_until=0, rates="fixed")
 
 
 def quadratics(seed: int, count: int) -> Episode:

@@ -47,8 +47,8 @@ def test_one_step_of_maml_on_logistic_regression() -> None:
     second = at_adapted - alpha * hessian @ at_adapted
 
     episode = Episode(Batch(x[0], y[0]), Batch(x[1], y[1]), torch.tensor([0]))
-    for order, expected in (("second", second), ("first", at_adapted)):
-        algo = replace(MAML_ONE, order=order, inner_lr=alpha)  # type: ignore[arg-type]  # a choice from a list is a str
+    for derivatives, expected in (("second", second), ("first", at_adapted)):
+        algo = replace(MAML_ONE, derivatives=derivatives, inner_lr=alpha)  # type: ignore[arg-type]  # a choice from a list is a str
         found = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)[0]["weights"]
         assert distance(torch.cat([found["head.weight"], found["head.bias"][:, None]], 1), expected) < 1e-13
 
@@ -56,7 +56,7 @@ def test_one_step_of_maml_on_logistic_regression() -> None:
 def test_first_order_is_the_gradient_at_the_adapted_weights() -> None:
     net, weights = network("conv4-strided")
     episode = one_task("conv4-strided")
-    algo = maml("batch", steps=3, order="first", loss_reduction="sum_over_ways")
+    algo = maml("batch", steps=3, derivatives="first", loss_reduction="sum_over_ways")
     found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), stacked(episode), 0)
     adapted = algo.adapted(net, algo.init(net, weights, SEED), episode.support, unroll_graph)
     leaves = {name: value.detach().requires_grad_() for name, value in adapted.weights.items()}
@@ -65,10 +65,10 @@ def test_first_order_is_the_gradient_at_the_adapted_weights() -> None:
     assert distance(found["weights"], dict(zip(leaves, gradients, strict=True))) < 1e-13
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_metasgd_of_equal_rates_is_maml(order: str) -> None:
+@pytest.mark.parametrize("derivatives", ["first", "second"])
+def test_metasgd_of_equal_rates_is_maml(derivatives: str) -> None:
     net, weights = network("conv4-strided")
-    one, other = maml("batch", order=order), metasgd("batch", order=order)
+    one, other = maml("batch", derivatives=derivatives), metasgd("batch", derivatives=derivatives)
     a, b = (Vmap(None).build(algo, net) for algo in (one, other))
     episode = episodes("conv4-strided")
     expected = a.meta_grad(one.init(net, weights, SEED), episode, 0)[0]["weights"]
@@ -262,7 +262,7 @@ def test_metrics_are_those_of_the_query() -> None:
         (MAML, {"test_steps": -1}, "test_steps=-1: need at least 1"),
         (MAML, {"inner_lr": 0.0}, "inner_lr=0.0: must be above 0"),
         (MAML, {"inner_lr": float("nan")}, "inner_lr=nan: must be above 0"),
-        (MAML, {"order": "third"}, "order=third: choose one of first, second"),
+        (MAML, {"derivatives": "third"}, "derivatives=third: choose one of first, second"),
         (MAML, {"adapt": ()}, "adapt=\\[\\]: need at least one pattern"),
         (
             MAML,

@@ -68,7 +68,7 @@ def context(by_hand: ByHand, algo: CAVIA, theta: Params, w: Params, task: Episod
     for _ in range(algo.steps):
         loss = oracle.objective(by_hand(theta, w, phi, task.support.x), task.support.y)
         (gradient,) = torch.autograd.grad(loss, phi, create_graph=True)
-        phi = phi - algo.inner_lr * (gradient.detach() if algo.order == "first" else gradient)
+        phi = phi - algo.inner_lr * (gradient.detach() if algo.derivatives == "first" else gradient)
     return phi
 
 
@@ -76,13 +76,13 @@ def leaves(params: Params) -> Params:
     return {name: value.detach().clone().requires_grad_() for name, value in params.items()}
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("derivatives", ["first", "second"])
 @pytest.mark.parametrize(("name", "condition", "by_hand"), CASES)
 def test_meta_gradients_of_the_weights_and_of_the_conditioning(
-    name: str, condition: str, by_hand: ByHand, order: str
+    name: str, condition: str, by_hand: ByHand, derivatives: str
 ) -> None:
     net, weights = network(name)
-    algo = cavia(condition, order=order)
+    algo = cavia(condition, derivatives=derivatives)
     meta, stack = algo.init(net, weights, SEED), episodes(name)
     found, aux = Vmap(None).build(algo, net).meta_grad(meta, stack, 0)
     theta, w = leaves(weights), leaves(meta["context"])

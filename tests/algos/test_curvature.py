@@ -101,13 +101,13 @@ class ByHand:
 
     def slopes(self, loss: Tensor, of: list[Tensor]) -> list[Tensor]:
         found = torch.autograd.grad(loss, of, create_graph=True, materialize_grads=True)
-        return [s.detach() if self.algo.order == "first" else s for s in found]
+        return [s.detach() if self.algo.derivatives == "first" else s for s in found]
 
     def gradient(self, episode: Episode, shares: list[float]) -> Meta:
         """Of the mean over tasks of the outer losses after every step, weighted by `shares`."""
         values = []
         for x_s, y_s, x_q, y_q in zip(*episode.support, *episode.query, strict=True):
-            outer = (x_q, y_q) if self.algo.split == "train_val" else (x_s, y_s)
+            outer = (x_q, y_q) if self.algo.outer_loss_on == "query" else (x_s, y_s)
             path = self.paths(x_s, y_s, self.algo.steps)
             values += [share * self.loss(w, *outer) for share, w in zip(shares, path[1:], strict=True) if share]
         named = [(entry, n) for entry, group in self.leaves.items() for n in group]
@@ -147,13 +147,13 @@ def test_each_mode_has_its_factor() -> None:
 
 SETTINGS: list[tuple[str, Fields]] = [
     ("batch", {"loss_reduction": "sum_over_ways"}),
-    ("batch", {"order": "first"}),
+    ("batch", {"derivatives": "first"}),
     ("batch", {"adapt": ("head.*",)}),
-    ("batch", {"multi_step": 10}),
-    ("batch", {"split": "train_train"}),
+    ("batch", {"multi_step_loss_until": 10}),
+    ("batch", {"outer_loss_on": "support"}),
     ("batch", {"bn_weights": "per_step", "test_steps": 2}),
     ("support", {}),
-    ("running", {"order": "first"}),
+    ("running", {"derivatives": "first"}),
     ("per_step", {}),
 ]
 
@@ -162,7 +162,12 @@ SETTINGS: list[tuple[str, Fields]] = [
     ("which", "bn", "changes"),
     [("metacurvature", *setting) for setting in SETTINGS]
     + [("kfo-psd-bias", *setting) for setting in SETTINGS[::2]]
-    + [(w, "batch", {"order": order}) for w in START_AS_MAML if w != "metacurvature" for order in ("first", "second")],
+    + [
+        (w, "batch", {"derivatives": derivatives})
+        for w in START_AS_MAML
+        if w != "metacurvature"
+        for derivatives in ("first", "second")
+    ],
 )
 def test_before_it_has_learned_it_is_maml(which: str, bn: str, changes: Fields) -> None:
     """One step where the network adapts as well: its first step is the identity's."""
@@ -187,7 +192,7 @@ def test_the_order_changes_on_the_way(which: str) -> None:
     net, weights = network("mlp")
     late, first, second = (
         algorithm(which, second_order_from=5),
-        algorithm(which, order="first"),
+        algorithm(which, derivatives="first"),
         algorithm(which),
     )
     meta, episode = learned(late.init(net, weights, SEED)), episodes("mlp")
@@ -201,10 +206,10 @@ def test_the_order_changes_on_the_way(which: str) -> None:
     ("name", "changes"),
     [
         ("conv4-strided", {}),
-        ("conv4-strided", {"order": "first", "steps": 3}),
+        ("conv4-strided", {"derivatives": "first", "steps": 3}),
         ("conv4-strided", {"adapt": ("head.*",), "steps": 3}),
-        ("mlp-sine", {"split": "train_train", "steps": 3}),
-        ("mlp", {"multi_step": 10}),
+        ("mlp-sine", {"outer_loss_on": "support", "steps": 3}),
+        ("mlp", {"multi_step_loss_until": 10}),
     ],
 )
 def test_after_it_has_learned_it_is_a_dense_matrix(which: str, name: str, changes: Fields) -> None:
@@ -213,7 +218,7 @@ def test_after_it_has_learned_it_is_a_dense_matrix(which: str, name: str, change
     meta, episode = learned(algo.init(net, weights, SEED)), episodes(name)
     expected = ByHand(name, which, algo, meta)
     # At meta-step 4 of 10 the loss after the first of two steps counts for 1/2 * (1 - 4/10).
-    shares = [0.3, 0.7] if algo.multi_step else [0.0] * (algo.steps - 1) + [1.0]
+    shares = [0.3, 0.7] if algo.multi_step_loss_until else [0.0] * (algo.steps - 1) + [1.0]
     gradient, scores = expected.gradient(episode, shares), expected.scores(episode)
     engine = Vmap(None).build(algo, net)
     found, _ = engine.meta_grad(meta, episode, 4)
@@ -234,13 +239,13 @@ def test_a_relu_starts_with_the_positive_part() -> None:
 
 @pytest.mark.parametrize("name", ["conv4-strided", "mlp", "mlp-sine"])
 @pytest.mark.parametrize(
-    ("which", "order"),
+    ("which", "derivatives"),
     [(w, o) for w in VARIANTS for o in ("first", "second") if (w, o) not in NOT_OF_FIRST_ORDER],
 )
-def test_learn2learn_agrees(name: str, which: str, order: str) -> None:
+def test_learn2learn_agrees(name: str, which: str, derivatives: str) -> None:
     """Three steps, so that a network that adapts does so from a network that has adapted."""
     for patterns in (("*",),) if name != "mlp-sine" else (("*",), ("head.*",), ("body.*",)):
-        compare(algorithm(which, steps=3, test_steps=2, order=order, adapt=patterns), name)
+        compare(algorithm(which, steps=3, test_steps=2, derivatives=derivatives, adapt=patterns), name)
 
 
 @pytest.mark.parametrize("which", ["metacurvature", "kfo-adapting"])
@@ -249,9 +254,12 @@ def test_learn2learn_agrees_on_layers_registered_twice(which: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv4-strided", "mlp-sine"])
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_learn2learn_adapts_the_body_alone(name: str, order: str) -> None:
-    for algo in (maml("batch", order=order, adapt=("body.*",)), metasgd("batch", order=order, adapt=("body.*",))):
+@pytest.mark.parametrize("derivatives", ["first", "second"])
+def test_learn2learn_adapts_the_body_alone(name: str, derivatives: str) -> None:
+    for algo in (
+        maml("batch", derivatives=derivatives, adapt=("body.*",)),
+        metasgd("batch", derivatives=derivatives, adapt=("body.*",)),
+    ):
         compare(algo, name)
 
 
@@ -271,15 +279,24 @@ def compare(algo: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("algo", "reason"),
     [
-        (maml("batch", multi_step=9), "has multi_step=0 alone, not multi_step=9; use engine=vmap"),
+        (
+            maml("batch", multi_step_loss_until=9),
+            "has multi_step_loss_until=0 alone, not multi_step_loss_until=9; use engine=vmap",
+        ),
         (maml("batch", second_order_from=9), "has second_order_from=0 alone, not second_order_from=9; use engine=vmap"),
-        (maml("batch", split="train_train"), "has split=train_val alone, not split=train_train; use engine=vmap"),
+        (
+            maml("batch", outer_loss_on="support"),
+            "has outer_loss_on=query alone, not outer_loss_on=support; use engine=vmap",
+        ),
         (metasgd("batch", bn_weights="per_step", test_steps=2), "bn_weights=shared alone, not bn_weights=per_step"),
         (maml("batch", "per_layer_per_step"), "has rates=fixed alone, not rates=per_layer_per_step; use engine=vmap"),
-        (algorithm("metacurvature", multi_step=9), "has multi_step=0 alone"),
+        (algorithm("metacurvature", multi_step_loss_until=9), "has multi_step_loss_until=0 alone"),
         (algorithm("kfo", "support"), "by the batch, not by bn=support; use engine=vmap"),
         (algorithm("kfo", adapt=("*weight",)), "all weights or the head or the body"),
-        (algorithm("kfo-all", order="first"), "has no order=first with adapt_transform=true; use engine=vmap"),
+        (
+            algorithm("kfo-all", derivatives="first"),
+            "has no derivatives=first with adapt_transform=true; use engine=vmap",
+        ),
         (ALGOS["reptile"]("batch"), "has no wrapper for Reptile; use engine=vmap"),
     ],
 )

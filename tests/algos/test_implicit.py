@@ -31,7 +31,7 @@ def test_on_a_quadratic_the_gradient_is_exact(damping: float) -> None:
     net, weights = linear(3, 2)
     dice = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 1, 5, 3, generator=dice).double(), torch.randn(2, 1, 5, 2, generator=dice).double()
-    algo = replace(PLAIN, lam=0.7, inner_lr=0.4, steps=100, cg_steps=8, cg_damping=damping)
+    algo = replace(PLAIN, proximal=0.7, inner_lr=0.4, steps=100, cg_steps=8, cg_damping=damping)
     episode = Episode(Batch(x[0], y[0]), Batch(x[1], y[1]), torch.tensor([0]))
     found, aux = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)
 
@@ -39,13 +39,13 @@ def test_on_a_quadratic_the_gradient_is_exact(damping: float) -> None:
     hessian = 2 * wide_s.T @ wide_s / y[0].numel()
     eye = torch.eye(4).double()
     theta = torch.cat([weights["head.weight"], weights["head.bias"][:, None]], 1).T.requires_grad_()
-    pulled = algo.lam * theta + 2 * wide_s.T @ y[0, 0] / y[0].numel()
-    phi = torch.linalg.solve(hessian + algo.lam * eye, pulled)
+    pulled = algo.proximal * theta + 2 * wide_s.T @ y[0, 0] / y[0].numel()
+    phi = torch.linalg.solve(hessian + algo.proximal * eye, pulled)
     loss = (wide_q @ phi - y[1, 0]).square().mean()
     (exact,) = torch.autograd.grad(loss, theta, retain_graph=True)
     if damping:
         (g,) = torch.autograd.grad(loss, phi)
-        exact = torch.linalg.solve((1 + damping) * eye + hessian / algo.lam, g)
+        exact = torch.linalg.solve((1 + damping) * eye + hessian / algo.proximal, g)
     gradient = torch.cat([found["weights"]["head.weight"], found["weights"]["head.bias"][:, None]], 1).T
     assert distance(gradient, exact) < 1e-8
     assert distance(aux.metrics["loss"], loss.detach()) < 1e-8
@@ -77,10 +77,10 @@ def test_the_dense_system_at_the_adapted_weights(name: str, bn: str, adapt: str)
     whole: Tensor = torch.autograd.functional.hessian(loss, joined(phi, moving + fixed))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     size = len(joined(phi, moving))
     h_oo, h_fo = whole[:size, :size], whole[size:, :size]
-    v = torch.linalg.solve(1.3 * torch.eye(size).double() + h_oo / algo.lam, joined(g, moving))
+    v = torch.linalg.solve(1.3 * torch.eye(size).double() + h_oo / algo.proximal, joined(g, moving))
     assert distance(joined(found["weights"], moving), v) < 1e-9
     if fixed:
-        mixed = h_fo @ v / algo.lam
+        mixed = h_fo @ v / algo.proximal
         assert mixed.norm() > 1e-3 * joined(g, fixed).norm()
         assert distance(joined(found["weights"], fixed), joined(g, fixed) - mixed) < 1e-9
     assert distance(aux.metrics["loss"], query_loss.detach()) < 1e-12
@@ -101,7 +101,7 @@ def test_it_is_the_limit_of_differentiating_through_the_descent(adapt: str) -> N
     moving = matched(weights, adapt)
     for _ in range(algo.steps):
         loss = oracle.objective(forward(name)(w, task.x_s, None)[0], task.y_s)
-        loss = loss + algo.lam / 2 * torch.stack([(w[n] - theta[n]).square().sum() for n in moving]).sum()
+        loss = loss + algo.proximal / 2 * torch.stack([(w[n] - theta[n]).square().sum() for n in moving]).sum()
         gradients = torch.autograd.grad(loss, [w[n] for n in moving], create_graph=True)
         w = {**w, **{n: w[n] - algo.inner_lr * g for n, g in zip(moving, gradients, strict=True)}}
     exact = torch.autograd.grad(outer(name, "batch", w, task)[0], list(theta.values()))
@@ -113,11 +113,13 @@ def test_the_pull_at_test_has_its_own_strength(bn: str) -> None:
     name = "mlp-batch"
     net, weights = network(name)
     task = one_task(name)
-    for test_lam in (0.0, 0.5):
-        algo = replace(PLAIN, bn=bn, test_lam=test_lam)  # type: ignore[arg-type]  # a choice from a list is a str
+    for test_proximal in (0.0, 0.5):
+        algo = replace(PLAIN, bn=bn, test_proximal=test_proximal)  # type: ignore[arg-type]  # a choice from a list is a str
         meta = algo.init(net, weights, SEED)
         stats = {n: rows[0] for n, rows in meta.get(BUFFERS, {}).items()}
-        w, _ = pulled_descent(name, algo, weights, list(weights), task, {}, stats or None, (algo.test_steps, test_lam))
+        w, _ = pulled_descent(
+            name, algo, weights, list(weights), task, {}, stats or None, (algo.test_steps, test_proximal)
+        )
         if bn == "support":
             stats = forward(name)(w, task.x_s, None)[1]
         expected = forward(name)(w, task.x_q, stats or None)[0]
@@ -191,8 +193,8 @@ def test_inner_steps_cost_no_memory(engine: Any) -> None:
         ({"steps": 0}, "steps=0: need at least 1"),
         ({"cg_steps": 0}, "cg_steps=0: need at least 1"),
         ({"inner_lr": 0.0}, "inner_lr=0.0: must be above 0"),
-        ({"lam": 0.0}, "lam=0.0: must be above 0"),
-        ({"test_lam": -1.0}, "test_lam=-1.0: must be 0 or above"),
+        ({"proximal": 0.0}, "proximal=0.0: must be above 0"),
+        ({"test_proximal": -1.0}, "test_proximal=-1.0: must be 0 or above"),
         ({"cg_damping": float("nan")}, "cg_damping=nan: must be 0 or above"),
         ({"loss_reduction": "sum"}, "loss_reduction=sum: choose one of mean, sum_over_ways"),
         ({"bn": "per_step"}, "bn=per_step: choose one of batch, support, running"),
@@ -268,7 +270,7 @@ def pulled_descent(
     stats: Params | None = None,
     how: tuple[int, float] | None = None,
 ) -> tuple[Params, Params]:
-    steps, lam = how or (algo.steps, algo.lam)
+    steps, proximal = how or (algo.steps, algo.proximal)
     scale = 1 if algo.loss_reduction == "mean" or name == "mlp-sine" else WAYS
     w = dict(theta)
     for _ in range(steps):
@@ -276,6 +278,6 @@ def pulled_descent(
         out, seen = forward(name)(w, task.x_s, stats)
         gradients = torch.autograd.grad(scale * oracle.objective(out, task.y_s), [w[n] for n in moving])
         for n, gradient in zip(moving, gradients, strict=True):
-            w[n] = (w[n] - algo.inner_lr * (gradient + lam * (w[n] - theta[n]))).detach()
+            w[n] = (w[n] - algo.inner_lr * (gradient + proximal * (w[n] - theta[n]))).detach()
         kept = oracle.moved_average(kept, 0, seen, 0.1)
     return {n: value.detach() for n, value in w.items()}, kept

@@ -29,12 +29,12 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "l2o_quadratics.py"
 
 
 def ravi(**changes: Any) -> LSTM:
-    shared = descent("batch", **{"order": "first", "test_steps": 2, "inner_lr": RATE, **changes})
+    shared = descent("batch", **{"derivatives": "first", "test_steps": 2, "inner_lr": RATE, **changes})
     return LSTM(**shared, hidden=HIDDEN, p=P, forget_bias=2.0)
 
 
 def andrychowicz(plain: float = 0.0, **changes: Any) -> L2O:
-    shared = descent("batch", **{"order": "first", "test_steps": 2, "inner_lr": 0.1, **changes})
+    shared = descent("batch", **{"derivatives": "first", "test_steps": 2, "inner_lr": 0.1, **changes})
     return L2O(**shared, hidden=HIDDEN, p=P, descent=plain)
 
 
@@ -175,15 +175,15 @@ def test_a_new_meta_learner_starts_near_descent() -> None:
     assert distance({name: found[name] - weights[name] for name in weights}, moved) < 0.05
 
 
-@pytest.mark.parametrize(("order", "adapt"), [("first", ("*",)), ("second", ("head.*", "*norm*"))])
-def test_lstm_is_what_its_equations_say(order: str, adapt: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("derivatives", "adapt"), [("first", ("*",)), ("second", ("head.*", "*norm*"))])
+def test_lstm_is_what_its_equations_say(derivatives: str, adapt: tuple[str, ...]) -> None:
     net, weights = network(NET)
     stack, task = one_task()
-    algo = ravi(steps=3, test_steps=3, order=order, adapt=adapt)
+    algo = ravi(steps=3, test_steps=3, derivatives=derivatives, adapt=adapt)
     meta = louder(algo.init(net, weights, SEED))
     held = leaves(meta)
     names = list(algo.moving(meta))
-    by_hand = ravi_by_hand(held, task.support, names, 3, order == "first")
+    by_hand = ravi_by_hand(held, task.support, names, 3, derivatives == "first")
     assert distance(algo.adapted(net, meta, task.support, unroll_graph).weights, by_hand) < 1e-12
     expected = gradient_of(loss(by_hand, task.query), held)
     found, _ = Vmap(None).build(algo, net).meta_grad(meta, stack, 0)
@@ -192,19 +192,29 @@ def test_lstm_is_what_its_equations_say(order: str, adapt: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize(
-    ("order", "adapt", "along", "split"),
-    [("first", ("*",), 10**9, "train_train"), ("second", ("head.*", "*norm*"), 0, "train_val")],
+    ("derivatives", "adapt", "along", "outer_loss_on"),
+    [("first", ("*",), 10**9, "support"), ("second", ("head.*", "*norm*"), 0, "query")],
 )
-def test_l2o_is_what_its_equations_say(order: str, adapt: tuple[str, ...], along: int, split: str) -> None:
+def test_l2o_is_what_its_equations_say(
+    derivatives: str, adapt: tuple[str, ...], along: int, outer_loss_on: str
+) -> None:
     """The loss along the way counts every step alike, whichever meta-step it is."""
     net, weights = network(NET)
     stack, task = one_task()
-    algo = andrychowicz(0.2, steps=3, test_steps=3, order=order, adapt=adapt, multi_step=along, split=split)
+    algo = andrychowicz(
+        0.2,
+        steps=3,
+        test_steps=3,
+        derivatives=derivatives,
+        adapt=adapt,
+        multi_step_loss_until=along,
+        outer_loss_on=outer_loss_on,
+    )
     meta = louder(algo.init(net, weights, SEED))
     held = leaves(meta)
-    path = andrychowicz_by_hand(held, task.support, list(algo.moving(meta)), 3, order == "first", 0.2)
+    path = andrychowicz_by_hand(held, task.support, list(algo.moving(meta)), 3, derivatives == "first", 0.2)
     assert distance(algo.adapted(net, meta, task.support, unroll_graph).weights, path[-1]) < 1e-12
-    outer = task.support if split == "train_train" else task.query
+    outer = task.support if outer_loss_on == "support" else task.query
     counted = path if along else path[-1:]
     expected = gradient_of(torch.stack([loss(weights, outer) for weights in counted]).mean(), held)
     found, _ = Vmap(None).build(algo, net).meta_grad(meta, stack, 5)

@@ -71,16 +71,16 @@ def constant_rates(names: list[str]) -> dict[str, float]:
     return dict.fromkeys(names, RATE)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("derivatives", ["first", "second"])
 @pytest.mark.parametrize(("step", "early"), [(0, 0.5), (4, 0.3), (9, 0.05), (10, 0.0), (99, 0.0)])
-def test_the_loss_after_every_step_counts_and_fades(order: str, step: int, early: float) -> None:
+def test_the_loss_after_every_step_counts_and_fades(derivatives: str, step: int, early: float) -> None:
     net, weights = network(NET)
-    algo = maml("batch", order=order, multi_step=10)
+    algo = maml("batch", derivatives=derivatives, multi_step_loss_until=10)
     meta = algo.init(net, weights, SEED)
     ours, task = leaves(meta), one()[1]
     names = list(weights)
-    first = stepped(ours["weights"], names, task.support, constant_rates(names), order == "first")
-    second = stepped(first, names, task.support, constant_rates(names), order == "first")
+    first = stepped(ours["weights"], names, task.support, constant_rates(names), derivatives == "first")
+    second = stepped(first, names, task.support, constant_rates(names), derivatives == "first")
     total = early * loss(first, task.query) + (1 - early) * loss(second, task.query)
     assert distance(found(algo, meta, step), gradient(total, ours)) < 1e-10
     value, aux = algo.meta_loss(net, meta, task, torch.tensor(step), unroll_graph)
@@ -90,7 +90,7 @@ def test_the_loss_after_every_step_counts_and_fades(order: str, step: int, early
 
 def test_early_losses_do_not_vanish_before_their_time() -> None:
     """0.03 / steps is the floor until the last of the meta-steps."""
-    algo = maml("batch", steps=5, test_steps=5, multi_step=1000)
+    algo = maml("batch", steps=5, test_steps=5, multi_step_loss_until=1000)
     shares = inner_loop.importance(algo, torch.tensor(999.0))
     assert torch.allclose(shares, torch.tensor([0, 0.006, 0.006, 0.006, 0.006, 0.976]))
     for step in (0, 500, 1000):
@@ -100,7 +100,7 @@ def test_early_losses_do_not_vanish_before_their_time() -> None:
 @pytest.mark.parametrize("bn", ["batch", "support"])
 def test_early_losses_are_normalised_as_the_last_one(bn: str) -> None:
     net, weights = network(NET)
-    algo = maml(bn, multi_step=10)
+    algo = maml(bn, multi_step_loss_until=10)
     meta, task = algo.init(net, weights, SEED), one()[1]
     names = list(weights)
 
@@ -139,17 +139,17 @@ def test_equal_rates_of_each_layer_and_step_are_maml_bitwise() -> None:
     assert all(torch.equal(a[name], b[name]) for name in weights)
 
 
-@pytest.mark.parametrize(("step", "order"), [(0, "first"), (6, "first"), (7, "second"), (8, "second")])
-def test_the_order_of_derivatives_rises(step: int, order: str) -> None:
+@pytest.mark.parametrize(("step", "derivatives"), [(0, "first"), (6, "first"), (7, "second"), (8, "second")])
+def test_the_order_of_derivatives_rises(step: int, derivatives: str) -> None:
     net, weights = network(NET)
-    algo, plain = maml("batch", second_order_from=7), maml("batch", order=order)
+    algo, plain = maml("batch", second_order_from=7), maml("batch", derivatives=derivatives)
     meta = algo.init(net, weights, SEED)
     a, b = found(algo, meta, step)["weights"], found(plain, meta, step)["weights"]
     assert all(torch.equal(a[name], b[name]) for name in weights)
     ours, task = leaves(meta), one()[1]
     w = ours["weights"]
     for _ in range(2):
-        w = stepped(w, list(weights), task.support, constant_rates(list(weights)), order == "first")
+        w = stepped(w, list(weights), task.support, constant_rates(list(weights)), derivatives == "first")
     assert distance(a, gradient(loss(w, task.query), ours)["weights"]) < 1e-10
 
 
@@ -204,16 +204,16 @@ def test_statistics_of_each_step_at_test() -> None:
     assert distance(Vmap(None).build(algo, net).scores(meta, stack)[0], expected) < 1e-12
 
 
-@pytest.mark.parametrize("multi_step", [0, 10])
-def test_outer_loss_on_the_support(multi_step: int) -> None:
+@pytest.mark.parametrize("multi_step_loss_until", [0, 10])
+def test_outer_loss_on_the_support(multi_step_loss_until: int) -> None:
     net, weights = network(NET)
-    algo = maml("batch", split="train_train", multi_step=multi_step)
+    algo = maml("batch", outer_loss_on="support", multi_step_loss_until=multi_step_loss_until)
     meta = algo.init(net, weights, SEED)
     ours, task = leaves(meta), one()[1]
     names = list(weights)
     first = stepped(ours["weights"], names, task.support, constant_rates(names))
     second = stepped(first, names, task.support, constant_rates(names))
-    early = 0.5 if multi_step else 0.0
+    early = 0.5 if multi_step_loss_until else 0.0
     total = early * loss(first, task.support) + (1 - early) * loss(second, task.support)
     assert distance(found(algo, meta, 0), gradient(total, ours)) < 1e-10
     other = task._replace(query=Batch(task.query.x + 1, task.query.y))
@@ -240,7 +240,12 @@ def test_everything_at_once_has_the_slope_of_its_loss() -> None:
     """All switches on: five-point differences along a random direction, on a net without kinks."""
     net, weights = network("mlp-tanh")
     algo = maml(
-        "batch", rates="per_layer_per_step", multi_step=10, second_order_from=2, bn_weights="per_step", test_steps=2
+        "batch",
+        rates="per_layer_per_step",
+        multi_step_loss_until=10,
+        second_order_from=2,
+        bn_weights="per_step",
+        test_steps=2,
     )
     meta, stack = algo.init(net, weights, SEED), episodes("mlp-tanh", tasks=1)
     support, query = (Batch(batch.x[0], batch.y[0]) for batch in (stack.support, stack.query))
@@ -269,11 +274,11 @@ def test_the_outer_rate_falls_by_a_cosine() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"multi_step": -1}, "multi_step=-1: counts meta-steps; 0 switches it off"),
-        ({"order": "first", "second_order_from": 5}, "second_order_from=5: is for order=second alone"),
+        ({"multi_step_loss_until": -1}, "multi_step_loss_until=-1: counts meta-steps; 0 switches it off"),
+        ({"derivatives": "first", "second_order_from": 5}, "second_order_from=5: is for derivatives=second alone"),
         ({"bn_weights": "own"}, "bn_weights=own: choose one of shared, per_step"),
         ({"bn_weights": "per_step", "test_steps": 3}, "test_steps=3: bn_weights=per_step has rows for 2 steps"),
-        ({"split": "val_val"}, "split=val_val: choose one of train_val, train_train"),
+        ({"outer_loss_on": "val_val"}, "outer_loss_on=val_val: choose one of query, support"),
         ({"rates": "learned"}, "rates=learned: choose one of fixed, per_layer_per_step"),
     ],
 )

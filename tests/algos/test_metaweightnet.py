@@ -115,7 +115,7 @@ def test_at_first_equal_losses_weigh_the_same() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"order": "first"}, "order=first: the weighting net learns through the inner gradient alone"),
+        ({"derivatives": "first"}, "derivatives=first: the weighting net learns through the inner gradient alone"),
         ({"steps": 1}, "steps=1: a new net's losses are all equal"),
         ({"inner_lr": -1.0}, "inner_lr=-1.0: must be above 0"),
     ],

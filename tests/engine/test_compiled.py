@@ -30,7 +30,7 @@ CASES: dict[str, Any] = {
 SLOW: dict[str, Any] = {
     "maml-mlp-steps": ("mlp-sine", maml("batch", steps=3, test_steps=2)),
     "maml-steps": ("conv4-strided", maml("running", steps=3, test_steps=2)),
-    "fomaml": ("conv4-strided", maml("batch", order="first")),
+    "fomaml": ("conv4-strided", maml("batch", derivatives="first")),
     "anil": ("conv4-pooled", maml("running", adapt=("head.*",))),
     "metasgd": ("conv4-strided", metasgd("batch")),
     "protonet": ("conv4-pooled", ProtoNet("euclidean", "running")),

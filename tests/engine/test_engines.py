@@ -71,7 +71,7 @@ def setting(name: str, algo: Any, net: FunctionalNet, meta: Meta, steps: int) ->
     first, last = pattern.split("*")
     moving = [name for name in meta["weights"] if name.startswith(first) and name.endswith(last)]
     scaled = getattr(algo, "loss_reduction", "mean") == "sum_over_ways"
-    constant = getattr(algo, "order", "second") == "first"
+    constant = getattr(algo, "derivatives", "second") == "first"
     outputs = net.module.head.out_features
     return oracle.Setting(oracle_forward(name, net), steps, constant, outputs if scaled else 1, moving, algo.bn)
 

@@ -5,32 +5,39 @@ from __future__ import annotations
 import importlib
 from copy import deepcopy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from metarun.config.places import conf_dir, groups
 from metarun.models.functional import FunctionalNet, build
 from metarun.types import Episode, Kind, Meta
 from support.small import SEED, WAYS, episodes, network
 
-CONF = Path(__file__).parents[2] / "conf" / "algo"
 NETS: dict[Kind, str] = {"classes": "conv4-strided", "values": "mlp-sine"}
+
+
+def merged(name: str) -> DictConfig:
+    """One file on top of those that its defaults list names: what Hydra composes, in a hundredth of the time."""
+    own = OmegaConf.load(conf_dir() / "algo" / f"{name}.yaml")
+    assert isinstance(own, DictConfig)
+    bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    whole = OmegaConf.merge(*(merged(base) for base in bases), own)
+    assert isinstance(whole, DictConfig)
+    return whole
 
 
 @cache
 def values(name: str) -> dict[str, Any]:
-    """As Hydra would compose the file alone: its own group, with the task that interpolations may ask for."""
-    written = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
-    assert isinstance(written, dict)
+    """The values of one algorithm, without what tuned files say of it, for tasks of two shots."""
     shape = {"ways": WAYS, "shots": 2, "queries": 2}
-    whole = OmegaConf.create({"task": {**shape, "train": shape}, "algo": written.get("algo", written)})
-    plain = OmegaConf.to_container(whole.algo, resolve=True)
+    config = OmegaConf.create({"task": {**shape, "train": shape}, "algo": merged(name)})
+    plain = OmegaConf.to_container(config.algo, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): tuple(v) if isinstance(v, list) else v for key, v in plain.items() if key != "defaults"}
+    return {str(key): tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
 
 def algorithm_class(name: str) -> type:
@@ -44,7 +51,7 @@ def algorithm(name: str) -> Any:
     return algorithm_class(name)(**{key: value for key, value in values(name).items() if key != "_target_"})
 
 
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+NAMES = groups()["algo"]
 CASES = [(name, kind) for name in NAMES for kind in NETS if kind in algorithm(name).kinds]
 
 

@@ -72,12 +72,12 @@ class Descent:
     steps: int
     test_steps: int
     inner_lr: float
-    order: Order
-    second_order_from: int  # meta-step until which order=second takes the inner gradient for a constant
-    multi_step: int  # meta-steps during which the loss after every inner step counts, less and less; 0: the last alone
+    derivatives: Order
+    second_order_from: int  # meta-step until which derivatives=second takes the inner gradient for a constant
+    multi_step_loss_until: int
     loss_reduction: Reduction
     adapt: tuple[str, ...]
-    split: Literal["train_val", "train_train"]  # what the outer loss is taken on: the query, or the support itself
+    outer_loss_on: Literal["query", "support"]  # what the outer loss is taken on: the query, or the support itself
     bn: BatchNormMode
     bn_weights: Literal["shared", "per_step"]
 
@@ -111,14 +111,16 @@ class Descent:
         return torch.full_like(losses_S, 1 / len(losses_S))
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
-        outer = episode.query if self.split == "train_val" else episode.support
-        given = Given(episode.support, (outer,) if self.multi_step else (), meta, {}, step)
+        outer = episode.query if self.outer_loss_on == "query" else episode.support
+        given = Given(episode.support, (outer,) if self.multi_step_loss_until else (), meta, {}, step)
         end = descend(self, net, given, self.steps, RECORD, unroll)
         weights = self.weights(meta, end.moving, self.steps)
         out, seen = scored(self.bn, net, weights, episode.support, outer.x)
         loss = objective(out, outer.y)
         aux = Aux(measure(loss, out, outer.y), record(end.stats, self.steps, seen, net.momentum))
-        return (end.early + importance(self, step.to(loss.dtype))[-1] * loss if self.multi_step else loss), aux
+        return (
+            end.early + importance(self, step.to(loss.dtype))[-1] * loss if self.multi_step_loss_until else loss
+        ), aux
 
     def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
         now = torch.tensor(self.second_order_from, device=support.x.device)
@@ -153,7 +155,7 @@ def _step(
     rule: Descent, net: Net, forward: Forward, statistics: Statistics, carry: Carry, given: Given, k: Any
 ) -> Carry:
     moving, meta, support = carry.moving, given.meta, given.support
-    if rule.order == "first":
+    if rule.derivatives == "first":
         moving, meta, support = tree_map(torch.detach, (moving, meta, support))
 
     def item_losses(moving: Params) -> tuple[Tensor, Params]:
@@ -164,7 +166,7 @@ def _step(
     losses_S, pull, seen = cast(Any, vjp(item_losses, moving, has_aux=True))  # typed as if it gave two
     shares_S = rule.shares(meta, losses_S)
     (gradient,) = pull(shares_S)
-    if rule.order == "second" and rule.second_order_from:
+    if rule.derivatives == "second" and rule.second_order_from:
         second = given.step >= rule.second_order_from
         gradient = {name: torch.where(second, value, value.detach()) for name, value in gradient.items()}
     slope = Slope(gradient, (shares_S * losses_S).sum(), k)
@@ -185,12 +187,12 @@ def _early(rule: Descent, net: Net, carry: Carry, given: Given, k: Any) -> Tenso
 def importance(rule: Descent, step: Tensor) -> Tensor:
     """The share of the loss after 0, 1, .. steps in the meta-loss: even at first, the last one's alone in the end.
 
-    As in the released code of Antoniou 2019: an early share falls by 1 / steps over `multi_step` meta-steps, not below
-    a floor, and what it loses goes to the last.
+    As in the released code of Antoniou 2019: an early share falls by 1 / steps over `multi_step_loss_until` steps, not
+    below a floor, and what it loses goes to the last.
     """
     even = 1 / rule.steps
-    early = (even * (1 - step / rule.multi_step)).clamp(min=MSL_FLOOR * even)
-    early = torch.where(step < rule.multi_step, early, 0)
+    early = (even * (1 - step / rule.multi_step_loss_until)).clamp(min=MSL_FLOOR * even)
+    early = torch.where(step < rule.multi_step_loss_until, early, 0)
     return torch.cat([early.new_zeros(1), early.repeat(rule.steps - 1), (1 - (rule.steps - 1) * early).reshape(1)])
 
 
@@ -282,16 +284,16 @@ def check_from(**steps: int) -> None:
 def check_descent(rule: Descent) -> None:
     check_steps(steps=rule.steps, test_steps=rule.test_steps)
     check_rate("inner_lr", rule.inner_lr)
-    check_choice("order", rule.order, ("first", "second"))
-    check_from(second_order_from=rule.second_order_from, multi_step=rule.multi_step)
+    check_choice("derivatives", rule.derivatives, ("first", "second"))
+    check_from(second_order_from=rule.second_order_from, multi_step_loss_until=rule.multi_step_loss_until)
     check_choice("loss_reduction", rule.loss_reduction, ("mean", "sum_over_ways"))
-    check_choice("split", rule.split, ("train_val", "train_train"))
+    check_choice("outer_loss_on", rule.outer_loss_on, ("query", "support"))
     check_choice("bn", rule.bn, ("batch", "support", "running", "per_step"))
     check_choice("bn_weights", rule.bn_weights, ("shared", "per_step"))
     if not rule.adapt:
         raise ValueError('adapt=[]: need at least one pattern; ["*"] adapts all weights')
-    if rule.order == "first" and rule.second_order_from:
-        raise ValueError(f"second_order_from={rule.second_order_from}: is for order=second alone; set one of them anew")
+    if rule.derivatives == "first" and rule.second_order_from:
+        raise ValueError(f"second_order_from={rule.second_order_from}: is for derivatives=second alone; change one")
     if "per_step" in (rule.bn, rule.bn_weights) and rule.test_steps > rule.steps:
         name = "bn" if rule.bn == "per_step" else "bn_weights"
         raise ValueError(

@@ -32,8 +32,8 @@ class IMAML:
     steps: int
     test_steps: int
     inner_lr: float
-    lam: float
-    test_lam: float
+    proximal: float
+    test_proximal: float
     cg_steps: int
     cg_damping: float
     loss_reduction: inner_loop.Reduction
@@ -43,8 +43,8 @@ class IMAML:
     def __post_init__(self) -> None:
         inner_loop.check_steps(steps=self.steps, test_steps=self.test_steps, cg_steps=self.cg_steps)
         inner_loop.check_rate("inner_lr", self.inner_lr)
-        inner_loop.check_rate("lam", self.lam)
-        for name, value in (("test_lam", self.test_lam), ("cg_damping", self.cg_damping)):
+        inner_loop.check_rate("proximal", self.proximal)
+        for name, value in (("test_proximal", self.test_proximal), ("cg_damping", self.cg_damping)):
             if not value >= 0:
                 raise ValueError(f"{name}={value}: must be 0 or above")
         inner_loop.check_choice("loss_reduction", self.loss_reduction, ("mean", "sum_over_ways"))
@@ -56,7 +56,7 @@ class IMAML:
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
         support, query, _ = episode
-        end = self._descend(net, meta, support, self.steps, self.lam, RECORD, unroll)
+        end = self._descend(net, meta, support, self.steps, self.proximal, RECORD, unroll)
 
         def query_loss(weights: Params) -> tuple[Tensor, tuple[Tensor, Params]]:
             out, seen = inner_loop.scored(self.bn, net, weights, support, query.x)
@@ -70,7 +70,7 @@ class IMAML:
         return surrogate, Aux(metrics, record(end.stats, self.steps, seen, net.momentum))
 
     def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Adapted:
-        end = self._descend(net, meta, support, self.test_steps, self.test_lam, RECALL, unroll)
+        end = self._descend(net, meta, support, self.test_steps, self.test_proximal, RECALL, unroll)
         return Adapted(end.weights, inner_loop.final_stats(self.bn, net, end.weights, end.stats, support))
 
     def predict(self, net: Net, meta: Meta, adapted: Adapted, x: Tensor) -> Tensor:
@@ -82,7 +82,14 @@ class IMAML:
         return scale * inner_loop.objective(out, support.y), seen
 
     def _descend(
-        self, net: Net, meta: Meta, support: Batch, num_steps: int, lam: float, statistics: Statistics, unroll: Unroll
+        self,
+        net: Net,
+        meta: Meta,
+        support: Batch,
+        num_steps: int,
+        proximal: float,
+        statistics: Statistics,
+        unroll: Unroll,
     ) -> Adapted:
         def step(carry: Adapted, given: tuple[Params, Batch], k: Any) -> Adapted:
             theta, support = given
@@ -92,7 +99,7 @@ class IMAML:
 
             phi = inner_loop.matching(carry.weights, self.adapt)
             g, seen = grad(loss, has_aux=True)(phi)
-            phi = {name: w - self.inner_lr * (g[name] + lam * (w - theta[name])) for name, w in phi.items()}
+            phi = {name: w - self.inner_lr * (g[name] + proximal * (w - theta[name])) for name, w in phi.items()}
             return Adapted({**theta, **phi}, statistics.keep(carry.stats, k, seen, net.momentum))
 
         theta = inner_loop.detached(meta["weights"])
@@ -111,10 +118,10 @@ class IMAML:
 
         def system(v: Params) -> Params:
             (product,) = times_hessian(v)
-            return {name: (1 + self.cg_damping) * v[name] + product[name] / self.lam for name in v}
+            return {name: (1 + self.cg_damping) * v[name] + product[name] / self.proximal for name in v}
 
         v = solved(system, {name: g[name] for name in o}, self.cg_steps, unroll)
         if not f:
             return v
         (mixed,) = vjp(lambda f: slope(o, f), f)[1](v)
-        return {**v, **{name: g[name] - mixed[name] / self.lam for name in f}}
+        return {**v, **{name: g[name] - mixed[name] / self.proximal for name in f}}

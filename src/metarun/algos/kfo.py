@@ -74,7 +74,7 @@ class KFO(Descent):
         xi, G = state.xi, slope.gradient
         if self.adapt_transform:
             at = (xi, state.given)
-            if self.order == "first":
+            if self.derivatives == "first":
                 at = (inner_loop.detached(xi), inner_loop.detached(state.given))
             uphill, _ = vjp(self.outputs, *at)[1](G)
             xi = {name: value + state.rate * uphill[name] for name, value in xi.items()}

@@ -3,8 +3,8 @@
     w_k+1 = w_k + alpha g_k,   (g_k, h_k+1) = m(grad L(w_k; support), h_k),   meta-loss = sum over k of L(w_k)
 
 m is an LSTM of two layers and a linear output, applied to each coordinate by itself with shared parameters and a
-memory h of its own; it sees the gradient as two numbers (app. A). `order: first` takes the gradient for a constant, as
-the paper does. `multi_step` beyond the run's last meta-step has the loss after every step count alike, as in the paper
+memory h of its own; it sees the gradient as two numbers (app. A). `derivatives: first` detaches the gradient, as
+the paper does. `multi_step_loss_until` beyond the last meta-step has every loss count alike, as in the paper
 but for the factor 1 / steps. The start w_0 is learned too, and a plain step of rate `descent` is added: both are ours.
 """
 

@@ -7,7 +7,7 @@ An LSTM whose cell state is a weight of the net learns how the net descends; c_0
 
 for each coordinate by itself, with shared parameters. h_t is the output of a usual LSTM that sees the coordinate's
 gradient and the loss, each as two numbers (Andrychowicz 2016, arXiv 1606.04474, app. A). b_F starts large and b_I
-small, so that learning starts from gradient descent. `order: first` takes gradient and loss for constants, as the
+small, so that learning starts from gradient descent. `derivatives: first` takes gradient and loss for constants, as the
 paper does. A gate cannot pass 1: the rate of a coordinate is at most 1, or the number of ways under `sum_over_ways`.
 """
 

@@ -2,10 +2,10 @@
 
     w_0 = theta,   w_k+1 = w_k - alpha * grad L(w_k; support),   meta-loss = L(w_K; query)
 
-`order: first` takes the inner gradient for a constant: first-order MAML (the same paper, section 5.2).
+`derivatives: first` takes the inner gradient for a constant: first-order MAML (the same paper, section 5.2).
 `adapt: [head.*]` moves the last layer alone: ANIL (Raghu et al. 2020, arXiv 1909.09157); `[body.*]` all but the last:
 BOIL (Oh et al. 2021, arXiv 2008.08882). MAML++ (Antoniou, Edwards and Storkey 2019, arXiv 1810.09502) is a loss after
-every step (`multi_step`), first order at the start (`second_order_from`), learned rates alpha_lk for each layer and
+every step (`multi_step_loss_until`), first order first (`second_order_from`), learned rates alpha_lk for each layer and
 step (`rates`), and statistics, scales and shifts of batch norm for each step (`bn`, `bn_weights`).
 """
 

@@ -4,7 +4,7 @@
     meta-loss = L(w_K; query)
 
 where l_i is the loss of support item i. As in the paper v is a constant for the gradient of w. Theta is learned through
-what v does to w, which is why `order` must be second; theta also through the losses that V is given. Equal v are MAML.
+what v does to w, so `derivatives` must be second; theta also through the losses that V is given. Equal v are MAML.
 In the paper there is one training set with noise and a clean part of it plays the query; here each task is one. Where
 all losses are equal, as under the zero head of a new net, the weights are too: V acts from the second step on.
 """
@@ -34,8 +34,10 @@ class MetaWeightNet(Descent):
     def __post_init__(self) -> None:
         super().__post_init__()
         inner_loop.check_steps(hidden=self.hidden)
-        if self.order == "first":
-            raise ValueError("order=first: the weighting net learns through the inner gradient alone; use order=second")
+        if self.derivatives == "first":
+            raise ValueError(
+                "derivatives=first: the weighting net learns through the inner gradient alone; use derivatives=second"
+            )
         if self.steps == 1:
             raise ValueError(
                 "steps=1: a new net's losses are all equal, so that nothing can be weighed; use at least 2"

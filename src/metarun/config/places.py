@@ -16,11 +16,14 @@ def conf_dir() -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """Group -> choices; a group inside a group is called group/inner, as on the command line."""
+    """Group -> choices. A group inside a group is called group/inner, as on the command line.
+
+    A file whose name begins with _ is no choice: other files take it up in their defaults list.
+    """
     root = conf_dir()
     found: dict[str, list[str]] = {}
     for file in sorted(root.rglob("*.yaml")):
         group = file.parent.relative_to(root).as_posix()
-        if group != ".":
+        if group != "." and not file.stem.startswith("_"):
             found.setdefault(group, []).append(file.stem)
     return found

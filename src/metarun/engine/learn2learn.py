@@ -25,7 +25,13 @@ from metarun.types import Adaptation, Algorithm, Aux, Engine, Episode, Meta, Net
 
 Outputs = Callable[[Episode, int], Tensor]
 REMEDY = "use engine=vmap"
-HAS = {"multi_step": 0, "second_order_from": 0, "split": "train_val", "bn_weights": "shared", "rates": "fixed"}
+HAS = {
+    "multi_step_loss_until": 0,
+    "second_order_from": 0,
+    "outer_loss_on": "query",
+    "bn_weights": "shared",
+    "rates": "fixed",
+}
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,11 @@ def check(algo: object, net: FunctionalNet) -> None:
     if isinstance(algo, MetaSGD) and len(list(net.module.named_parameters(remove_duplicate=False))) > len(names):
         # Its update visits a parameter under each of its names, and finds the gradient spent at the second.
         raise ValueError(f"engine=learn2learn: learn2learn's MetaSGD does not move weights registered twice; {REMEDY}")
-    if isinstance(algo, KFO) and algo.adapt_transform and algo.order == "first":
+    if isinstance(algo, KFO) and algo.adapt_transform and algo.derivatives == "first":
         # Its first step is of second order then, and its second finds the graph of the loss freed.
-        raise ValueError(f"engine=learn2learn: learn2learn has no order=first with adapt_transform=true; {REMEDY}")
+        raise ValueError(
+            f"engine=learn2learn: learn2learn has no derivatives=first with adapt_transform=true; {REMEDY}"
+        )
 
 
 class Parts(NamedTuple):
@@ -114,7 +122,7 @@ def wrapped(library: ModuleType, algo: object, net: FunctionalNet, meta: Meta) -
 
 
 def _wrapper(library: ModuleType, algo: Descent, parts: Parts, leaves: Meta) -> Any:
-    first, lr, algorithms = algo.order == "first", algo.inner_lr, library.algorithms
+    first, lr, algorithms = algo.derivatives == "first", algo.inner_lr, library.algorithms
     if isinstance(algo, MAML):
         return algorithms.MAML(parts.adapts, lr=lr, first_order=first)
     if isinstance(algo, MetaSGD):
