@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 from metarun.algos.protonet import ProtoNet
 from metarun.engine.compile import inductor as compiled
 from metarun.engine.compile.inductor import Compiled
-from metarun.engine.kernels.substitute import Closed
-from metarun.engine.unroll.rolled import UNROLLED
-from metarun.engine.unroll.stored import Memory
+from metarun.engine.kernels.substitute import SubstituteKernels
+from metarun.engine.unroll import UnrollMemory
+from metarun.engine.unroll.rolled import MAX_UNROLLED_STEPS
 from metarun.engine.vmap import Vmap
 from support.contract import prepared
 from support.small import SEED, distance, episodes, grown, maml, metasgd, network
@@ -39,7 +39,9 @@ SLOW: dict[str, Any] = {
 }
 
 
-def same(net: Any, algo: Any, meta: Any, episode: Any, chunk: int, tested: bool, memory: Memory = "graph") -> None:
+def same(
+    net: Any, algo: Any, meta: Any, episode: Any, chunk: int, tested: bool, memory: UnrollMemory = "graph"
+) -> None:
     fast, plain = Vmap(chunk, memory, "on").build(algo, net), Vmap(chunk, "graph", "off").build(algo, net)
     for step in (0, 5):
         (found, found_aux), (expected, aux) = (engine.meta_grad(meta, episode, step) for engine in (fast, plain))
@@ -122,7 +124,7 @@ def test_presets_rolled(name: str, chunk: int, traced: list[int]) -> None:
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_code_does_not_grow_with_the_steps(chunk: int, traced: list[int]) -> None:
     net, weights = network("mlp-sine")
-    for steps in (UNROLLED + 1, 4 * UNROLLED):
+    for steps in (MAX_UNROLLED_STEPS + 1, 4 * MAX_UNROLLED_STEPS):
         algo = maml("batch", steps=steps, inner_lr=0.01)
         same(net, algo, grown(algo.init(net, weights, SEED)), episodes("mlp-sine"), chunk, tested=False)
     assert traced[:3] == traced[3:]
@@ -137,7 +139,7 @@ def test_one_artefact_serves_every_step_and_chunk(monkeypatch: pytest.MonkeyPatc
         made.append(len(args[1].index))
         return function
 
-    monkeypatch.setattr(compiled, "compiled", counted)
+    monkeypatch.setattr(compiled, "compile_for", counted)
     net, weights = network("mlp")
     algo = maml("batch")
     engine = Vmap(2, "graph", "on").build(algo, net)
@@ -156,7 +158,7 @@ def test_tracing_computes_nothing(traced: list[int]) -> None:
         return x * 2
 
     notes: list[str] = []
-    wrapped: Compiled[Tensor] = Compiled(watched, notes.append)
+    wrapped: Compiled[Tensor, Tensor] = Compiled(watched, notes.append)
     assert torch.equal(wrapped(torch.ones(3)), torch.full((3,), 2.0))
     assert met == [True]
     assert len(traced) == 1
@@ -172,12 +174,12 @@ def test_a_failure_is_one_line_and_the_run_goes_on() -> None:
     def broken(_function: Any, _args: Any) -> Any:
         raise RuntimeError("\nno compiler\nat all")
 
-    wrapped: Compiled[Tensor] = Compiled(peeks, notes.append)
+    wrapped: Compiled[Tensor, Tensor] = Compiled(peeks, notes.append)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "compiled", broken)
+        patch.setattr(compiled, "compile_for", broken)
         for _ in range(2):
             assert torch.equal(wrapped(torch.ones(2)), torch.full((2,), 2.0))
-    assert notes == ["compile: RuntimeError: no compiler; goes on without"]
+    assert notes == ["compile: RuntimeError: no compiler; runs without it"]
 
 
 def test_shapes_without_end_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,12 +189,12 @@ def test_shapes_without_end_are_not_compiled(monkeypatch: pytest.MonkeyPatch) ->
         made.append(args)
         return function
 
-    monkeypatch.setattr(compiled, "compiled", counted)
+    monkeypatch.setattr(compiled, "compile_for", counted)
     notes: list[str] = []
-    wrapped: Compiled[Tensor] = Compiled(torch.sin, notes.append)
+    wrapped: Compiled[Tensor, Tensor] = Compiled(torch.sin, notes.append)
     for size in (*range(1, 9), 1, 8):
         assert wrapped(torch.ones(size)).shape == (size,)
-    assert len(made) == compiled.MOST_SHAPES
+    assert len(made) == compiled.MAX_COMPILED_SHAPES
     assert len(notes) == 1
 
 
@@ -220,7 +222,7 @@ def second_order(function: Any, *args: Tensor) -> list[Tensor]:
 
 def same_closed(function: Any, *args: Tensor) -> None:
     expected = second_order(function, *args)
-    with Closed():
+    with SubstituteKernels():
         found = second_order(function, *args)
     for a, e in zip(found, expected, strict=True):
         assert torch.allclose(a, e, rtol=1e-11, atol=1e-11)

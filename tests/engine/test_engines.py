@@ -230,4 +230,4 @@ def test_what_learn2learn_has_not_is_refused(name: str, which: str, bn: str, rea
     ],
 )
 def test_images_are_taken_as_many_at_a_time_as_is_best(name: str, fields: dict[str, Any], size: int) -> None:
-    assert Vmap("auto", **fields).size(episodes(name, tasks=9)) == size
+    assert Vmap("auto", **fields).chunk_size(episodes(name, tasks=9)) == size

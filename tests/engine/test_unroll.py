@@ -12,9 +12,10 @@ from torch.func import grad, jacrev, vmap
 from torch.utils._pytree import tree_leaves
 
 from metarun.engine.loop import Loop
-from metarun.engine.task_axis import learned
+from metarun.engine.task_axis import learned_only
+from metarun.engine.unroll import UnrollMemory
 from metarun.engine.unroll.adjoint import unroll_adjoint, unroll_checkpoint
-from metarun.engine.unroll.stored import Memory, unroll_graph
+from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
 from metarun.types import BUFFERS, Kind, StepIndex, Unroll
 from support.contract import CASES, first, prepared
@@ -29,7 +30,7 @@ VARIANTS += [(algo, "per_step") for algo in GRADIENT]
 
 @pytest.mark.parametrize("memory", REPLAYED)
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_every_algorithm_has_the_gradient_of_the_stored_graph(name: str, kind: Kind, memory: Memory) -> None:
+def test_every_algorithm_has_the_gradient_of_the_stored_graph(name: str, kind: Kind, memory: UnrollMemory) -> None:
     algo, net, fresh, episode = prepared(name, kind)
     meta = grown(fresh)
     ours, stored = (Vmap(2, how, "off").build(algo, net) for how in (memory, "graph"))
@@ -47,7 +48,7 @@ def test_under_plain_autograd_too(which: str, bn: str, unroll: Unroll) -> None:
     algo = ALGOS[which](bn)
     net, weights = network("conv4-strided")
     meta, task = grown(algo.init(net, weights, SEED)), first(episodes("conv4-strided", tasks=1))
-    leaves = {e: {n: v.clone().requires_grad_() for n, v in g.items()} for e, g in learned(meta).items()}
+    leaves = {e: {n: v.clone().requires_grad_() for n, v in g.items()} for e, g in learned_only(meta).items()}
     buffers = {BUFFERS: meta[BUFFERS]} if BUFFERS in meta else {}
     loss, aux = algo.meta_loss(net, {**leaves, **buffers}, task, torch.tensor(0), unroll)
     flat = [value for group in leaves.values() for value in group.values()]
@@ -112,7 +113,7 @@ def test_memory_grows_by_what_is_carried_alone() -> None:
     net, weights = network("conv4-pooled")
     episode = episodes("conv4-pooled", tasks=2)
 
-    def peak(memory: Memory, steps: int) -> int:
+    def peak(memory: UnrollMemory, steps: int) -> int:
         algo = maml("batch", steps=steps, test_steps=1)
         engine, meta = Vmap(None, memory, "off").build(algo, net), algo.init(net, weights, SEED)
         live = Live()

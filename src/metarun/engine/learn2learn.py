@@ -18,7 +18,7 @@ from metarun.algos.maml import MAML
 from metarun.algos.metacurvature import MetaCurvature
 from metarun.algos.metasgd import MetaSGD
 from metarun.algos.protonet import ProtoNet
-from metarun.engine.task_axis import mean, num_tasks, tasks, total
+from metarun.engine.task_axis import accumulate, divide_by_count, num_tasks, tasks
 from metarun.models.functional import FunctionalNet, Split
 from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Adaptation, Algorithm, Aux, Engine, Episode, Meta, Net, Params
@@ -48,9 +48,9 @@ class Learn2Learn:
                 out = outputs(task, getattr(algo, "steps", 0))
                 loss = objective(out, task.query.y)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                metrics = total(metrics, measure(loss, out, task.query.y))
+                metrics = accumulate(metrics, measure(loss, out, task.query.y))
             assert metrics is not None, "an episode stack of no tasks"
-            return mean((gradients(leaves), Aux(metrics, {})), num_tasks(episode))
+            return divide_by_count((gradients(leaves), Aux(metrics, {})), num_tasks(episode))
 
         def scores(meta: Meta, episode: Episode) -> Tensor:
             _, outputs = wrapped(library, algo, net, meta)

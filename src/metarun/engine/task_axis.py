@@ -1,17 +1,15 @@
-"""Values stacked along the tasks: slices, sums and means."""
+"""Values of T tasks: slices along the task axis, sums and means over it, and the gradient of a loss by Meta."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from metarun.engine.trees import TensorTree, map_tensors
 from metarun.types import BUFFERS, Episode, Meta
-
-Tree = TypeVar("Tree")
 
 
 def num_tasks(episode: Episode) -> int:
@@ -19,49 +17,46 @@ def num_tasks(episode: Episode) -> int:
 
 
 def chunks(episode: Episode, size: int) -> Iterator[Episode]:
+    """Episodes of `size` tasks each; the last one may have fewer."""
     for first in range(0, num_tasks(episode), size):
-        yield _each(lambda stack, a=first: stack[a : a + size], episode)
+        yield map_tensors(lambda stack, a=first: stack[a : a + size], episode)
 
 
 def tasks(episode: Episode) -> Iterator[Episode]:
+    """One task after another, without the task axis."""
     for i in range(num_tasks(episode)):
-        yield _each(lambda stack, i=i: stack[i], episode)
+        yield map_tensors(lambda stack, i=i: stack[i], episode)
 
 
-def learned(meta: Meta) -> Meta:
-    return {name: params for name, params in meta.items() if name != BUFFERS}
+def learned_only(meta: Meta) -> Meta:
+    return {group: params for group, params in meta.items() if group != BUFFERS}
 
 
-def kept(meta: Meta) -> Meta:
-    return {name: params for name, params in meta.items() if name == BUFFERS}
+def buffers_only(meta: Meta) -> Meta:
+    return {group: params for group, params in meta.items() if group == BUFFERS}
 
 
-def total(sums: Tree | None, addend: Tree) -> Tree:
-    return addend if sums is None else _each(torch.add, sums, addend)
+def accumulate(sums: TensorTree | None, addend: TensorTree) -> TensorTree:
+    """sums + addend; None stands for a sum of nothing."""
+    return addend if sums is None else map_tensors(torch.add, sums, addend)
 
 
-def total_over_tasks(stack: Tree) -> Tree:
-    return _each(lambda value_T: value_T.sum(dim=0), stack)
+def sum_over_tasks(stack: TensorTree) -> TensorTree:
+    return map_tensors(lambda value_T: value_T.sum(dim=0), stack)
 
 
-def mean(sums: Tree, count: int) -> Tree:
-    return _each(lambda value: value / count, sums)
+def divide_by_count(sums: TensorTree, count: int) -> TensorTree:
+    return map_tensors(lambda value: value / count, sums)
 
 
-def _each(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
-    mapped: Tree = tree_map(function, tree, *others)
-    return mapped
+def loss_gradient(function: Callable[[Meta], tuple[Tensor, TensorTree]], learned: Meta) -> tuple[Meta, TensorTree]:
+    """The gradient of the loss, which is the first value of `function`, and the second value.
 
-
-def slopes(function: Callable[[Meta], tuple[Tensor, Tree]], at: Meta) -> tuple[Meta, Tree]:
-    """The gradient of function's first value. torch.func.grad would record it for another derivative, and keep all."""
-    params = leaves(at)
+    Plain autograd: torch.func.grad would record the gradient for a further derivative, and keep the whole graph.
+    """
+    leaves: Meta = map_tensors(lambda value: value.detach().requires_grad_(), learned)
     with torch.enable_grad():
-        loss, rest = function(params)
-    flat, spec = tree_flatten(params)
-    found = torch.autograd.grad(loss, flat, materialize_grads=True)
-    return tree_unflatten(list(found), spec), rest
-
-
-def leaves(meta: Meta) -> Meta:
-    return _each(lambda value: value.detach().requires_grad_(), meta)
+        loss, rest = function(leaves)
+    flat, spec = tree_flatten(leaves)
+    gradients = torch.autograd.grad(loss, flat, materialize_grads=True)
+    return tree_unflatten(list(gradients), spec), rest

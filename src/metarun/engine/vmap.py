@@ -1,105 +1,117 @@
-"""Tasks batched by vmap, `chunk` at a time."""
+"""Tasks batched by torch.func.vmap, `chunk` tasks at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from metarun.engine.compile.cuda_graph import Captured
 from metarun.engine.compile.inductor import Compiled
-from metarun.engine.task_axis import chunks, kept, learned, mean, num_tasks, slopes, tasks, total, total_over_tasks
-from metarun.engine.unroll.adjoint import unroll_adjoint, unroll_checkpoint
-from metarun.engine.unroll.rolled import UNROLLED, rolled
-from metarun.engine.unroll.stored import Memory, unroll_graph
-from metarun.types import Adaptation, Algorithm, Aux, Engine, Episode, Meta, Net, Unroll
+from metarun.engine.task_axis import (
+    accumulate,
+    buffers_only,
+    chunks,
+    divide_by_count,
+    learned_only,
+    loss_gradient,
+    num_tasks,
+    sum_over_tasks,
+    tasks,
+)
+from metarun.engine.trees import Args, TensorTree, map_tensors
+from metarun.engine.unroll import UNROLLS, UnrollMemory, unroll_for
+from metarun.types import Adaptation, Algorithm, Aux, Engine, Episode, Meta, Net
 
-CPU_CHUNK = 8  # more fall out of the cache: 177 tasks/s by 8, 137 by 16, conv4 of 32 on 28x28 images, two cores
-# Compiled, a task's pass stays in the cache: 211 ms by 1, 220 by 8, conv4-64 with pooling, 32 tasks. So it is 1 then.
-IMAGES = 5  # dimensions of x_TSCHW; all tasks of anything smaller fit: sine, 25 tasks, 4 times as fast as by 8
-UNROLL: dict[str, Unroll] = {"graph": unroll_graph, "checkpoint": unroll_checkpoint, "adjoint": unroll_adjoint}
+# Tasks at a time with chunk=auto. On a CPU more image tasks leave the cache: 177 tasks/s by 8, 137 by 16 (conv4 of 32
+# on 28x28 images, two cores). Compiled code keeps one task in the cache: 211 ms by 1, 220 by 8 (conv4-64 with pooling,
+# 32 tasks). Anything smaller than images: all tasks, 4 times as fast as by 8 (sine, 25 tasks).
+CPU_CHUNK, COMPILED_CHUNK = 8, 1
+IMAGE_STACK_DIMS = 5  # x_TSCHW
 
 
 @dataclass(frozen=True)
 class Vmap:
     chunk: int | Literal["auto"] | None  # None: all tasks at once
-    memory: Memory = "graph"
-    compile: Literal["auto", "on", "off"] = "off"  # auto: somebody else decides, and until then it is off
+    memory: UnrollMemory = "graph"
+    compile: Literal["auto", "on", "off"] = "off"  # auto: decided by run/execution.py; off until then
     cuda_graph: Literal["on", "off"] = "off"
 
     def __post_init__(self) -> None:
         if isinstance(self.chunk, int) and self.chunk < 1:
             raise ValueError(f"chunk={self.chunk}: need at least 1, auto, or null for all tasks at once")
-        if self.memory not in UNROLL:
-            raise ValueError(f"memory={self.memory}: choose one of {', '.join(UNROLL)}")
+        if self.memory not in UNROLLS:
+            raise ValueError(f"memory={self.memory}: choose one of {', '.join(UNROLLS)}")
 
-    def size(self, episode: Episode) -> int:
+    def chunk_size(self, episode: Episode) -> int:
         x = episode.support.x
-        if self.chunk == "auto" and x.device.type == "cpu" and x.dim() == IMAGES:
+        if self.chunk == "auto" and x.device.type == "cpu" and x.dim() == IMAGE_STACK_DIMS:
             single = self.compile == "on" or self.memory != "graph"
-            return min(1 if single else CPU_CHUNK, num_tasks(episode))
+            return min(COMPILED_CHUNK if single else CPU_CHUNK, num_tasks(episode))
         return self.chunk if isinstance(self.chunk, int) else num_tasks(episode)
 
     def build(self, algo: Algorithm[Adaptation], net: Net) -> Engine:
-        unroll = rolled(UNROLLED if self.memory == "graph" else 1, UNROLL[self.memory])
+        unroll = unroll_for(self.memory)
         notes: list[str] = []
 
-        def summed_grad(meta: Meta, part: Episode, now: Tensor) -> tuple[Meta, Aux]:
-            def loss(params: Meta) -> tuple[Tensor, Aux]:
-                def one(task: Episode) -> tuple[Tensor, Aux]:
-                    return algo.meta_loss(net, {**params, **kept(meta)}, task, now, unroll)
+        def summed_gradient(meta: Meta, chunk: Episode, step: Tensor) -> tuple[Meta, Aux]:
+            def summed_loss(learned: Meta) -> tuple[Tensor, Aux]:
+                def meta_loss(task: Episode) -> tuple[Tensor, Aux]:
+                    return algo.meta_loss(net, {**learned, **buffers_only(meta)}, task, step, unroll)
 
-                losses_T, aux_T = over_tasks(one, part)
-                return losses_T.sum(), total_over_tasks(aux_T)
+                losses_T, aux_T = map_over_tasks(meta_loss, chunk)
+                return losses_T.sum(), sum_over_tasks(aux_T)
 
-            return slopes(loss, learned(meta))
+            return loss_gradient(summed_loss, learned_only(meta))
 
-        def outputs(meta: Meta, part: Episode) -> Tensor:
-            def one(task: Episode) -> Tensor:
+        def outputs(meta: Meta, chunk: Episode) -> Tensor:
+            def outputs_QN(task: Episode) -> Tensor:
                 return algo.predict(net, meta, algo.adapted(net, meta, task.support, unroll), task.query.x)
 
-            found: Tensor = over_tasks(one, part)
-            return found
+            return map_over_tasks(outputs_QN, chunk)
 
-        grad_of = self._executed(summed_grad, notes, self.cuda_graph == "on")
-        scores_of = self._executed(outputs, notes, captured=False)  # what one call gives must outlast the next
+        fast_gradient = self._compiled(summed_gradient, notes)
+        if self.cuda_graph == "on":  # never for scores: the outputs of one call must outlast the next call
+            fast_gradient = Captured(fast_gradient)
+        fast_outputs = self._compiled(outputs, notes)
 
         @torch.no_grad()
         def meta_grad(meta: Meta, episode: Episode, step: int) -> tuple[Meta, Aux]:
-            now = torch.full((), step, device=episode.index.device)
-            size = self.size(episode)
+            step_tensor = torch.full((), step, device=episode.index.device)
+            size = self.chunk_size(episode)
             sums: tuple[Meta, Aux] | None = None
-            for part in chunks(episode, size):
-                sums = total(sums, grad_of(size, part)(meta, part, now))
-            assert sums is not None, "an episode stack of no tasks"
-            return mean(sums, num_tasks(episode))
+            for chunk in chunks(episode, size):
+                gradient_of = _fast_if_whole(fast_gradient, summed_gradient, chunk, size)
+                sums = accumulate(sums, gradient_of(meta, chunk, step_tensor))
+            assert sums is not None, "an episode of no tasks"
+            return divide_by_count(sums, num_tasks(episode))
 
         @torch.no_grad()
         def scores(meta: Meta, episode: Episode) -> Tensor:
-            size = self.size(episode)
-            return torch.cat([scores_of(size, part)(meta, part) for part in chunks(episode, size)])
+            size = self.chunk_size(episode)
+            found = [_fast_if_whole(fast_outputs, outputs, chunk, size)(meta, chunk) for chunk in chunks(episode, size)]
+            return torch.cat(found)
 
         return Engine(meta_grad, scores, notes)
 
-    def _executed(
-        self, function: Callable[..., Any], notes: list[str], captured: bool
-    ) -> Callable[[int, Episode], Callable[..., Any]]:
-        """Which form of `function` a chunk goes through: a last one that is smaller is not worth compiling for."""
-        fast = function
-        if self.compile == "on":
-            fast = Compiled(fast, notes.append)
-        if captured:
-            fast = Captured(fast)
-        return lambda size, part: fast if num_tasks(part) == size else function
+    def _compiled(self, function: Callable[[*Args], TensorTree], notes: list[str]) -> Callable[[*Args], TensorTree]:
+        return Compiled(function, notes.append) if self.compile == "on" else function
 
 
-def over_tasks(function: Callable[[Episode], Any], episode: Episode) -> Any:
+def _fast_if_whole(
+    fast: Callable[[*Args], TensorTree], eager: Callable[[*Args], TensorTree], chunk: Episode, size: int
+) -> Callable[[*Args], TensorTree]:
+    """A last chunk that is smaller would be compiled and captured for itself, which it does not win back."""
+    return fast if num_tasks(chunk) == size else eager
+
+
+def map_over_tasks(function: Callable[[Episode], TensorTree], episode: Episode) -> TensorTree:
     if num_tasks(episode) > 1:
-        return vmap(function)(episode)
-    # One task needs no grouped convolutions.
-    return tree_map(lambda value: value.unsqueeze(0), function(next(tasks(episode))))
+        stacked: TensorTree = vmap(function)(episode)
+        return stacked
+    # Without vmap one task needs no grouped convolutions.
+    return map_tensors(lambda value: value.unsqueeze(0), function(next(tasks(episode))))

@@ -1,65 +1,70 @@
-"""A function of tensors captured as a CUDA graph, which launches its kernels all at once: for steps of small ones."""
+"""A function of tensors captured as a CUDA graph: all its kernels start with one launch, which pays for small ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-Result = TypeVar("Result")
+from metarun.engine.trees import Args, TensorTree
+
 WARM_UP = 3  # runs before the capture, in which libraries choose their kernels and take their memory
-MOST_SHAPES = 8  # graphs; each keeps the memory of one run
+MAX_CAPTURED_SHAPES = 8  # graphs of one function; each keeps the memory of one run
 
 
-class Captured(Generic[Result]):
-    """`function` of trees of tensors, without a look at their values. Captured anew for each set of shapes.
+class Captured(Generic[*Args, TensorTree]):
+    """`function`, captured once for each set of shapes and replayed from then on; on a CPU it is just called.
 
-    `in_place`: it changes tensors of its own, so it runs as often as it is called: first launched, then captured.
+    Its arguments are trees of tensors, and it does not read their values. With `in_place` it changes tensors of its
+    own, so it must run exactly as often as it is called: the first call launches it, the second one captures it.
     """
 
-    def __init__(self, function: Callable[..., Result], in_place: bool = False) -> None:
+    def __init__(self, function: Callable[[*Args], TensorTree], in_place: bool = False) -> None:
         self.function, self.in_place = function, in_place
-        self.made: dict[Hashable, Callable[..., Result] | None] = {}  # None: launched once
+        self.graphs: dict[Hashable, Callable[[*Args], TensorTree] | None] = {}  # None: launched once
+        if in_place:  # torch warns that an optimizer with capturable=True is launched, as our first call does
+            warnings.filterwarnings("ignore", message=".*capturable=True.*")
 
-    def __call__(self, *args: Any) -> Result:
+    def __call__(self, *args: *Args) -> TensorTree:
         leaves, spec = tree_flatten(args)
         if not capturable(leaves):
             return self.function(*args)
         key = (str(spec), *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))
-        if key in self.made and self.made[key] is None:
-            self.made[key] = captured(self.function, args, warm_up=0)
-        elif key not in self.made and len(self.made) < MOST_SHAPES:
-            self.made[key] = None if self.in_place else captured(self.function, args, WARM_UP)
-        return (self.made.get(key) or self.function)(*args)
+        if key in self.graphs and self.graphs[key] is None:
+            self.graphs[key] = capture(self.function, args, warm_up=0)
+        elif key not in self.graphs and len(self.graphs) < MAX_CAPTURED_SHAPES:
+            self.graphs[key] = None if self.in_place else capture(self.function, args, WARM_UP)
+        return (self.graphs.get(key) or self.function)(*args)
 
 
-def capturable(values: list[Tensor]) -> bool:
+def capturable(values: Sequence[Tensor]) -> bool:
     return all(value.is_cuda for value in values)
 
 
-def captured(function: Callable[..., Result], args: tuple[Any, ...], warm_up: int) -> Callable[..., Result]:
-    """`function` replayed on tensors of its own: what comes in is copied there, what goes out is copied from there."""
+def capture(function: Callable[[*Args], TensorTree], args: tuple[*Args], warm_up: int) -> Callable[[*Args], TensorTree]:
+    """`function` as a graph over tensors of its own: arguments are copied there, and results are copied from there."""
     leaves, spec = tree_flatten(args)
     inputs = [leaf.detach().clone() for leaf in leaves]
-    given = tree_unflatten(inputs, spec)
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+    own_args = tree_unflatten(inputs, spec)
+    side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
         for _ in range(warm_up):
-            function(*given)
-    torch.cuda.current_stream().wait_stream(aside)
+            function(*own_args)
+    torch.cuda.current_stream().wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = function(*given)
+        result = function(*own_args)
 
-    def replay(*args: Any) -> Result:
+    def replay(*args: *Args) -> TensorTree:
         for place, value in zip(inputs, tree_flatten(args)[0], strict=True):
             place.copy_(value, non_blocking=True)
         graph.replay()
-        copied: Result = tree_map(Tensor.clone, result)  # the next replay writes over it
+        copied: TensorTree = tree_map_only(Tensor, Tensor.clone, result)  # the next replay overwrites `result`
         return copied
 
     return replay

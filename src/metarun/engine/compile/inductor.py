@@ -1,52 +1,56 @@
-"""A function of tensors traced whole, its derivatives included, and given to inductor; eager where that fails."""
+"""A function of tensors, traced with its derivatives and compiled by PyTorch's inductor; eager where that fails."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.fx import GraphModule
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from metarun.engine.kernels.conv2d import DIMS
-from metarun.engine.kernels.substitute import Closed
-from metarun.engine.unroll.rolled import recorded
+from metarun.engine.kernels.conv2d import IMAGE_DIMS
+from metarun.engine.kernels.substitute import SubstituteKernels
+from metarun.engine.trees import Args, TensorTree
+from metarun.engine.unroll.rolled import recorded_loops
 from metarun.torch_setup.lazy_compiler import load_compiler
 
-Result = TypeVar("Result")
-MOST_SHAPES = 4  # compiled for one function; each costs seconds to minutes, and shapes that vary never end
+MAX_COMPILED_SHAPES = 4  # of one function; each takes seconds to minutes, and shapes that vary would never end
 
 
-class Compiled(Generic[Result]):
-    """`function` of trees of tensors, which it may neither keep nor change. Compiled anew for each set of shapes."""
+class Compiled(Generic[*Args, TensorTree]):
+    """`function`, compiled once for each set of shapes. `note` is told what could not be compiled.
 
-    def __init__(self, function: Callable[..., Result], note: Callable[[str], None]) -> None:
+    Its arguments are trees of tensors, which it neither keeps nor changes.
+    """
+
+    def __init__(self, function: Callable[[*Args], TensorTree], note: Callable[[str], None]) -> None:
         self.function, self.note = function, note
-        self.made: dict[Hashable, Callable[..., Result] | None] = {}
+        self.by_shapes: dict[Hashable, Callable[[*Args], TensorTree] | None] = {}  # None: stays eager
 
-    def __call__(self, *args: Any) -> Result:
+    def __call__(self, *args: *Args) -> TensorTree:
         leaves, spec = tree_flatten(args)
         key = (str(spec), *((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves))
-        if key not in self.made:
-            self.made[key] = self._make(args)
-        return (self.made[key] or self.function)(*args)
+        if key not in self.by_shapes:
+            self.by_shapes[key] = self._try_to_compile(args)
+        return (self.by_shapes[key] or self.function)(*args)
 
-    def _make(self, args: tuple[Any, ...]) -> Callable[..., Result] | None:
-        if len(self.made) >= MOST_SHAPES:
-            if len(self.made) == MOST_SHAPES:
-                self.note(f"compile: more than {MOST_SHAPES} different shapes; the others go without")
+    def _try_to_compile(self, args: tuple[*Args]) -> Callable[[*Args], TensorTree] | None:
+        if len(self.by_shapes) >= MAX_COMPILED_SHAPES:
+            if len(self.by_shapes) == MAX_COMPILED_SHAPES:
+                self.note(f"compile: more than {MAX_COMPILED_SHAPES} different shapes; the others run without it")
             return None
         try:
-            return compiled(self.function, args)
-        except Exception as error:  # whatever a tracer, a code generator or a C++ compiler may throw
-            self.note(f"compile: {type(error).__name__}: {_line(error)}; goes on without")
+            return compile_for(self.function, args)
+        except Exception as error:  # whatever a tracer, a code generator or a C++ compiler may raise
+            self.note(f"compile: {type(error).__name__}: {_first_line(error)}; runs without it")
             return None
 
 
-def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable[..., Result]:
-    """`function` for args of these shapes. It never looks at shapes again."""
+def compile_for(function: Callable[[*Args], TensorTree], args: tuple[*Args]) -> Callable[[*Args], TensorTree]:
+    """`function` compiled for arguments of these shapes and strides; the compiled code does not check them."""
     from torch._guards import TracingContext, tracing  # slow to import, as are the others
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
@@ -57,45 +61,46 @@ def compiled(function: Callable[..., Result], args: tuple[Any, ...]) -> Callable
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     leaves, spec = tree_flatten(args)
-    shape_of_result: list[Any] = []
+    result_specs: list[TreeSpec] = []
 
-    def flat(*leaves: Tensor) -> list[Tensor]:
-        with Closed():
-            values, result_spec = tree_flatten(
-                function(*tree_unflatten([_channels_last(leaf) for leaf in leaves], spec))
-            )
-        shape_of_result.append(result_spec)
+    def flat_function(*leaves: Tensor) -> list[Tensor]:
+        with SubstituteKernels():
+            own_args = tree_unflatten([_channels_last(leaf) for leaf in leaves], spec)
+            values, result_spec = tree_flatten(function(*own_args))
+        result_specs.append(result_spec)
         return [value.contiguous() for value in values]
 
-    def generated(graph: Any, inputs: list[Tensor], native: bool = True) -> Callable[..., Any]:
-        # Without symbols for shapes, of which there are none, inductor would pass its cache by.
+    def compile_graph(
+        graph: GraphModule, inputs: list[Tensor], cpp_wrapper: bool = True
+    ) -> Callable[..., Sequence[Tensor]]:
+        # There are no symbolic shapes; yet without a ShapeEnv inductor does not use its cache.
         with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-            run: Callable[..., Any] = inductor(graph, [*inputs], {"cpp_wrapper": native})
+            run: Callable[..., Sequence[Tensor]] = inductor(graph, [*inputs], {"cpp_wrapper": cpp_wrapper})
         return run
 
     with torch.no_grad():
-        with recorded() as loops:
-            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+        with recorded_loops() as loops:
+            graph = make_fx(flat_function, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
         graph.graph.eliminate_dead_code()
         graph.recompile()
-        run = generated(graph, leaves, native=not loops)
+        run = compile_graph(graph, leaves, cpp_wrapper=not loops)
         for loop in loops:
-            loop.compile(generated)
-        run(*leaves)  # what is wrong with it shows here
+            loop.compile(compile_graph)
+        run(*leaves)  # errors of the compiled code are raised here
 
-    def call(*args: Any) -> Result:
+    def call(*args: *Args) -> TensorTree:
         with torch.no_grad():
-            result: Result = tree_unflatten(list(run(*tree_flatten(args)[0])), shape_of_result[0])
+            result: TensorTree = tree_unflatten(list(run(*tree_flatten(args)[0])), result_specs[0])
         return result
 
     return call
 
 
 def _channels_last(value: Tensor) -> Tensor:
-    """Once, and not by every convolution anew."""
-    return value.contiguous(memory_format=torch.channels_last) if value.dim() == DIMS else value
+    """Converted once here, and not again by every convolution."""
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == IMAGE_DIMS else value
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else "no reason given"

@@ -1,1 +1,1 @@
-"""Operations whose derivatives, of any order, consist of the same operations."""
+"""Torch operations whose derivatives, of any order, are again these operations."""

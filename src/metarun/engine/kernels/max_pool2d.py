@@ -1,90 +1,105 @@
-"""Max-pooling by 2 whose every derivative picks one of four values or puts one back among four zeros.
+"""Max-pooling by 2, as a choice of one value in four and as its inverse: each one's derivative is the other.
 
-A code generator fuses both with what stands around them; the indices of torch's own it cannot see through.
+Inductor fuses both with the operations around them. It cannot fuse the indices of torch's own max-pooling.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-SIZE = 2
+from metarun.engine.autograd_context import AutogradContext
+
+POOL_SIZE = 2
+PLAIN_POOLING = {"padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
 
 
-class Place(NamedTuple):
-    """Which of the four an output is: one bit for the row, one for the column."""
+class PoolArgmax(NamedTuple):
+    """Where the largest of four values is: in the lower row or not, in the right column or not."""
 
     lower: Tensor
     right: Tensor
 
 
-def max_pool2d(x_BCHW: Tensor) -> Tensor:
-    out: Tensor = Pick.apply(x_BCHW, *_largest(x_BCHW.detach()))
+def max_pool2d(
+    x_BCHW: Tensor, kernel_size: object, stride: object = None, *others: object, **options: object
+) -> Tensor | None:
+    """torch.nn.functional.max_pool2d for windows of 2 by 2 side by side."""
+    plain = stride is None and not others and options.items() >= PLAIN_POOLING.items()
+    if not plain or kernel_size != POOL_SIZE:
+        return None
+    out: Tensor = PoolGather.apply(x_BCHW, *_argmax(x_BCHW.detach()))
     return out
 
 
 def _corners(x_BCHW: Tensor) -> list[Tensor]:
-    """The four values under each output, each a map of the output's size; a row or column left over is left out."""
-    height, breadth = (size // SIZE * SIZE for size in x_BCHW.shape[-2:])
-    return [x_BCHW[..., i:height:SIZE, j:breadth:SIZE] for i in range(SIZE) for j in range(SIZE)]
+    """The four values of each window, as four maps of the output's size; without an odd last row or column."""
+    height, width = (size // POOL_SIZE * POOL_SIZE for size in x_BCHW.shape[-2:])
+    corners = [(i, j) for i in range(POOL_SIZE) for j in range(POOL_SIZE)]
+    return [x_BCHW[..., i:height:POOL_SIZE, j:width:POOL_SIZE] for i, j in corners]
 
 
-def _largest(x_BCHW: Tensor) -> Place:
-    """Of equal values the first, as torch's own chooses."""
+def _argmax(x_BCHW: Tensor) -> PoolArgmax:
+    """The first of equal values, as torch's own max-pooling chooses."""
     a, b, c, d = _corners(x_BCHW)
     lower = torch.maximum(c, d) > torch.maximum(a, b)
-    return Place(lower, torch.where(lower, d > c, b > a))
+    return PoolArgmax(lower, torch.where(lower, d > c, b > a))
 
 
-class Pick(torch.autograd.Function):
-    """(x, place) -> the chosen one of every four"""
+class PoolContext(AutogradContext, Protocol):
+    size: torch.Size
+
+
+class PoolGather(torch.autograd.Function):
+    """(x, argmax) -> y: one value of every four"""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, lower: Tensor, right: Tensor) -> Any:
+    def forward(x: Tensor, lower: Tensor, right: Tensor) -> Tensor:
         a, b, c, d = _corners(x)
         return torch.where(lower, torch.where(right, d, c), torch.where(right, b, a))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
-        x, *place = inputs
+    def setup_context(ctx: PoolContext, inputs: tuple[Tensor, Tensor, Tensor], _output: Tensor) -> None:
+        x, *argmax = inputs
         ctx.size = x.shape[-2:]
-        ctx.save_for_backward(*place)
+        ctx.save_for_backward(*argmax)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        return Put.apply(dy, *ctx.saved_tensors, ctx.size), None, None
+    def backward(ctx: PoolContext, dy: Tensor) -> tuple[Tensor, None, None]:
+        return PoolScatter.apply(dy, *ctx.saved_tensors, ctx.size), None, None
 
 
-class Put(torch.autograd.Function):
-    """(dy, place) -> dx, zero where nothing was picked"""
+class PoolScatter(torch.autograd.Function):
+    """(dy, argmax) -> dx: zero where x was not chosen"""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(dy: Tensor, lower: Tensor, right: Tensor, size: tuple[int, int]) -> Any:
-        batch, channels, height, breadth = dy.shape
-        second = torch.arange(SIZE, device=dy.device) == 1
+    def forward(dy: Tensor, lower: Tensor, right: Tensor, size: torch.Size) -> Tensor:
+        batch, channels, height, width = dy.shape
+        is_second = torch.arange(POOL_SIZE, device=dy.device) == 1
 
         def spread(value: Tensor) -> Tensor:
-            """Channels last, as convolutions want it."""
-            return value.permute(0, 2, 3, 1).reshape(batch, height, 1, breadth, 1, channels)
+            """[B, H, 1, W, 1, C]: channels last, as convolutions want it."""
+            return value.permute(0, 2, 3, 1).reshape(batch, height, 1, width, 1, channels)
 
-        here = (spread(lower) == second.reshape(SIZE, 1, 1, 1)) & (spread(right) == second.reshape(SIZE, 1))
-        dx = torch.where(here, spread(dy), 0.0).reshape(batch, SIZE * height, SIZE * breadth, channels)
-        dx = dx.permute(0, 3, 1, 2)
-        below, beside = size[0] - SIZE * height, size[1] - SIZE * breadth
-        return pad(dx, (0, beside, 0, below)) if below or beside else dx
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
-        _, *place, _ = inputs
-        ctx.save_for_backward(*place)
+        in_row = spread(lower) == is_second.reshape(POOL_SIZE, 1, 1, 1)
+        in_column = spread(right) == is_second.reshape(POOL_SIZE, 1)
+        dx = torch.where(in_row & in_column, spread(dy), 0.0)
+        dx = dx.reshape(batch, POOL_SIZE * height, POOL_SIZE * width, channels).permute(0, 3, 1, 2)
+        odd_row, odd_column = size[0] - POOL_SIZE * height, size[1] - POOL_SIZE * width
+        return pad(dx, (0, odd_column, 0, odd_row)) if odd_row or odd_column else dx
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Any:
-        return Pick.apply(v, *ctx.saved_tensors), None, None, None
+    def setup_context(ctx: PoolContext, inputs: tuple[Tensor, Tensor, Tensor, torch.Size], _output: Tensor) -> None:
+        _, lower, right, _ = inputs
+        ctx.save_for_backward(lower, right)
+
+    @staticmethod
+    def backward(ctx: PoolContext, v: Tensor) -> tuple[Tensor, None, None, None]:
+        return PoolGather.apply(v, *ctx.saved_tensors), None, None, None

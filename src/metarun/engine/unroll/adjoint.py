@@ -1,138 +1,140 @@
-"""An inner loop that stores its carries and no graph; backwards, each step is run anew and differentiated."""
+"""An inner loop that stores the carry before each step, and no graph.
+
+The backward pass runs each step once more, from the last to the first, and multiplies its vector-Jacobian product with
+the cotangent of the carry. It serves any update rule, under vmap and torch.func.grad too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Generic, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import vjp
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from metarun.engine.autograd_context import AutogradContext
+from metarun.engine.trees import detached_tree, split_tensors
 from metarun.types import Carry, Consts, StepFn
-
-Build = Callable[[Sequence[Tensor]], Any]
-
-
-class Course(NamedTuple):
-    """An inner loop but for its tensors."""
-
-    step: StepFn[Any, Any]
-    carries: list[Build]  # one for each step
-    consts: Build
-    size: int  # tensors of a carry
-    first: int
 
 
 def unroll_adjoint(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, num_steps: int, /) -> Carry:
-    """Memory grows by one carry a step."""
-    return _replayed(step, carry, consts, range(num_steps)) if num_steps else carry
+    """One autograd function for all steps; memory grows by one carry a step."""
+    return _run_steps(step, carry, consts, range(num_steps)) if num_steps else carry
 
 
 def unroll_checkpoint(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, num_steps: int, /) -> Carry:
-    """Each step alone, so that what is kept of it is let go as soon as it was differentiated."""
+    """One autograd function for each step, so that what a step stores is freed as soon as it was differentiated."""
     for k in range(num_steps):
-        carry = _replayed(step, carry, consts, range(k, k + 1))
+        carry = _run_steps(step, carry, consts, range(k, k + 1))
     return carry
 
 
-def _replayed(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, steps: range) -> Carry:
-    # The steps run here and not inside the Function: what they close over belongs to this level of vmap and grad.
-    constants, now = _constant(consts), _constant(carry)
-    begin, _ = parted(carry)
-    given, build_consts = parted(consts)
-    course, carries = Course(step, [], build_consts, len(begin), steps.start), []
+class LoopSteps(NamedTuple, Generic[Carry, Consts]):
+    """An inner loop without its tensors."""
+
+    step: StepFn[Carry, Consts]
+    build_carries: list[Callable[[Sequence[Tensor]], Carry]]  # one for each step
+    build_consts: Callable[[Sequence[Tensor]], Consts]
+    carry_size: int  # tensors in a carry
+    first_step: int
+
+
+def _run_steps(step: StepFn[Carry, Consts], carry: Carry, consts: Consts, steps: range) -> Carry:
+    # The steps run here and not inside AdjointLoop: what they close over belongs to this level of vmap and grad.
+    constants, current = detached_tree(consts), detached_tree(carry)
+    initial, _ = split_tensors(carry)
+    const_tensors, build_consts = split_tensors(consts)
+    loop = LoopSteps(step, [], build_consts, len(initial), steps.start)
+    carries: list[Tensor] = []
     for k in steps:
-        tensors, build = parted(now)
-        course.carries.append(build)
+        tensors, build = split_tensors(current)
+        loop.build_carries.append(build)
         carries += tensors
-        now = _constant(step(now, constants, k))
-    end, build = parted(now)
-    assert len(end) == len(begin), f"a step turned a carry of {len(begin)} tensors into one of {len(end)}"
-    later = _Replayed.apply(course, *begin, *given, *carries[len(begin) :], *end)
-    after: Carry = build(later[len(later) - len(end) :])
-    return after
+        current = detached_tree(step(current, constants, k))
+    final, build = split_tensors(current)
+    assert len(final) == len(initial), f"a step turned a carry of {len(initial)} tensors into one of {len(final)}"
+    later = AdjointLoop.apply(loop, *initial, *const_tensors, *carries[len(initial) :], *final)
+    return build(later[len(later) - len(final) :])
 
 
-def parted(tree: Any) -> tuple[list[Tensor], Build]:
-    """A tree's tensors, and how to make it of others."""
-    leaves, spec = tree_flatten(tree)
-    rest = [(isinstance(leaf, Tensor), None if isinstance(leaf, Tensor) else leaf) for leaf in leaves]
-
-    def build(tensors: Sequence[Tensor]) -> Any:
-        following = iter(tensors)
-        return tree_unflatten([next(following) if here else leaf for here, leaf in rest], spec)
-
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], build
+class AdjointContext(AutogradContext, Protocol):
+    loop: LoopSteps[object, object]
 
 
-def _constant(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
+class AdjointLoop(torch.autograd.Function):
+    """(initial carry, consts, later carries) -> later carries, with the derivatives of the steps that led to them.
 
-
-class _Replayed(torch.autograd.Function):
-    """(begin, consts, later carries) -> later carries, with the derivatives of the steps that led there.
-
-    All carries are outputs, and not the last alone, so that its own derivative knows what they depend on.
+    All carries are outputs, and not only the last one, so that the derivative of `backward` itself knows what the
+    stored carries depend on.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(course: Course, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(value.clone() for value in tensors[len(tensors) - course.size * len(course.carries) :])
+    def forward(loop: LoopSteps[object, object], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value.clone() for value in tensors[len(tensors) - loop.carry_size * len(loop.build_carries) :])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.course, *tensors = inputs
-        ctx.save_for_backward(*tensors[: len(tensors) - len(output)], *output[: len(output) - ctx.course.size])
+    def setup_context(
+        ctx: AdjointContext, inputs: tuple[LoopSteps[object, object], *tuple[Tensor, ...]], output: tuple[Tensor, ...]
+    ) -> None:
+        ctx.loop, *tensors = inputs
+        ctx.save_for_backward(*tensors[: len(tensors) - len(output)], *output[: len(output) - ctx.loop.carry_size])
         ctx.mark_non_differentiable(*(value for value in output if not value.is_floating_point()))
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        course: Course = ctx.course
-        size, steps, kept = course.size, len(course.carries), ctx.saved_tensors
-        split = len(kept) - size * (steps - 1)
-        given, carries = kept[size:split], [*kept[:size], *kept[split:]]
-        moves = [i for i in range(size) if carries[i].is_floating_point()]
-        learns = [
-            i for i, value in enumerate(given) if ctx.needs_input_grad[1 + size + i] and value.is_floating_point()
+    def backward(ctx: AdjointContext, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        loop, saved = ctx.loop, ctx.saved_tensors
+        size, num_steps = loop.carry_size, len(loop.build_carries)
+        first_later = len(saved) - size * (num_steps - 1)
+        consts, carries = saved[size:first_later], [*saved[:size], *saved[first_later:]]
+        float_carry = [i for i in range(size) if carries[i].is_floating_point()]
+        learned_consts = [
+            i for i, value in enumerate(consts) if ctx.needs_input_grad[1 + size + i] and value.is_floating_point()
         ]
-        v = [torch.zeros_like(carries[i]) for i in moves]
-        totals = [torch.zeros_like(given[i]) for i in learns]
-        for k in reversed(range(steps)):
-            v = [value + cotangents[k * size + i] for i, value in zip(moves, v, strict=True)]
-            carry = Values(carries[k * size : (k + 1) * size], moves)
-            v, found = _pulled(course, k, carry, Values(given, learns), v)
-            totals = [total + part for total, part in zip(totals, found, strict=True)]
-        by_begin, by_given = dict(zip(moves, v, strict=True)), dict(zip(learns, totals, strict=True))
-        grads = [by_begin.get(i) for i in range(size)] + [by_given.get(i) for i in range(len(given))]
+        by_carry = [torch.zeros_like(carries[i]) for i in float_carry]
+        by_consts = [torch.zeros_like(consts[i]) for i in learned_consts]
+        for k in reversed(range(num_steps)):
+            by_carry = [value + cotangents[k * size + i] for i, value in zip(float_carry, by_carry, strict=True)]
+            carry = Selection(carries[k * size : (k + 1) * size], float_carry)
+            by_carry, parts = _step_vjp(loop, k, carry, Selection(consts, learned_consts), by_carry)
+            by_consts = [total + part for total, part in zip(by_consts, parts, strict=True)]
+        carry_grads = dict(zip(float_carry, by_carry, strict=True))
+        const_grads = dict(zip(learned_consts, by_consts, strict=True))
+        grads = [carry_grads.get(i) for i in range(size)] + [const_grads.get(i) for i in range(len(consts))]
         return (None, *grads, *(None for _ in cotangents))
 
 
-class Values(NamedTuple):
+class Selection(NamedTuple):
+    """Tensors, and the indices of those to differentiate by."""
+
     tensors: Sequence[Tensor]
-    chosen: list[int]  # those to differentiate by
+    indices: list[int]
 
-    def free(self) -> list[Tensor]:
-        return [self.tensors[i] for i in self.chosen]
+    def selected(self) -> list[Tensor]:
+        return [self.tensors[i] for i in self.indices]
 
-    def put(self, values: Sequence[Tensor]) -> list[Tensor]:
-        put = list(self.tensors)
-        for i, value in zip(self.chosen, values, strict=True):
-            put[i] = value
-        return put
+    def replaced(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """All tensors, with `values` in the places of those selected."""
+        tensors = list(self.tensors)
+        for i, value in zip(self.indices, values, strict=True):
+            tensors[i] = value
+        return tensors
 
 
-def _pulled(course: Course, i: int, carry: Values, given: Values, v: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The cotangents of a step's carry and of the consts."""
+def _step_vjp(
+    loop: LoopSteps[Carry, Consts], k: int, carry: Selection, consts: Selection, cotangent: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The cotangents of the carry before step k and of the consts, from that of the carry after it."""
 
-    def after(moving: list[Tensor], learned: list[Tensor]) -> list[Tensor]:
-        now, consts = course.carries[i](carry.put(moving)), course.consts(given.put(learned))
-        tensors, _ = parted(course.step(now, consts, course.first + i))
-        return [tensors[i] for i in carry.chosen]
+    def step(carry_values: list[Tensor], const_values: list[Tensor]) -> list[Tensor]:
+        before = loop.build_carries[k](carry.replaced(carry_values))
+        after, _ = split_tensors(
+            loop.step(before, loop.build_consts(consts.replaced(const_values)), loop.first_step + k)
+        )
+        return [after[i] for i in carry.indices]
 
-    _, pull = cast(Any, vjp(after, carry.free(), given.free()))  # typed as if it gave three
-    moving, learned = pull(v)
-    return moving, learned
+    pull = vjp(step, carry.selected(), consts.selected())[1]
+    by_carry, by_consts = pull(cotangent)
+    return by_carry, by_consts

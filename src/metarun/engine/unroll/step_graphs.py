@@ -1,133 +1,157 @@
-"""A step of an inner loop and its derivative, each traced as a function of tensors alone."""
+"""One step of an inner loop and its vector-Jacobian product, each traced into a graph of tensor operations."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import CodeGen
 
-from metarun.engine.kernels.conv2d import DIMS
-from metarun.engine.kernels.substitute import Closed
+from metarun.engine.kernels.conv2d import IMAGE_DIMS
+from metarun.engine.kernels.substitute import SubstituteKernels
 
-Step = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], list[Tensor]]
-Compiler = Callable[[Any, list[Tensor]], Callable[..., Any]]
+FlatStep = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], list[Tensor]]
+"""(tensors of carry_k, tensors of consts, k) -> tensors of carry_k+1"""
+
+GraphCompiler = Callable[[GraphModule, list[Tensor]], Callable[..., Sequence[Tensor]]]
+"""(graph, example inputs) -> a function of tensors that computes the graph"""
 
 
-class Half:
-    """Interpreted until it is compiled."""
+class StepGraph:
+    """A traced function of tensors. It is interpreted until `compile` is called."""
 
-    def __init__(self, graph: Any) -> None:
-        self.graph, self._run = graph, graph
-        *nodes, last = graph.graph.nodes
-        self._inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
-        self._outputs = [node.meta["val"] for node in last.args[0]]
+    def __init__(self, graph: GraphModule) -> None:
+        self.graph = graph
+        self._run: Callable[..., Sequence[Tensor]] = graph
+        self._inputs: list[Tensor] = [node.meta["val"] for node in _inputs(graph.graph)]
+        self._outputs: list[Tensor] = [node.meta["val"] for node in _outputs(graph.graph)]
 
-    def compile(self, compiler: Compiler) -> None:
+    def compile(self, compiler: GraphCompiler) -> None:
         self._run = compiler(self.graph, [_empty(like, like.device).zero_() for like in self._inputs])
 
     def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
-        laid = [_laid(value, like) for value, like in zip(values, self._inputs, strict=True)]
-        return [_laid(value, like) for value, like in zip(self._run(*laid), self._outputs, strict=True)]
+        inputs = [_with_strides(value, like) for value, like in zip(values, self._inputs, strict=True)]
+        return [_with_strides(value, like) for value, like in zip(self._run(*inputs), self._outputs, strict=True)]
 
-    def empty(self, device: torch.device) -> list[Tensor]:
-        """What it gives, but for the numbers."""
+    def empty_outputs(self, device: torch.device) -> list[Tensor]:
+        """Tensors of the shapes, strides and types of the outputs, without values."""
         return [_empty(like, device) for like in self._outputs]
+
+
+class TracedStep(NamedTuple):
+    forward: StepGraph  # (carry, consts, k) -> carry
+    backward: StepGraph  # (carry, consts, k, cotangents of the carry after the step) -> cotangents
+    places: list[int | None]  # of each tensor of (carry, consts): which output of `backward` is its cotangent
+
+
+def float_indices(values: Sequence[Tensor]) -> list[int]:
+    """Only floating-point tensors have a derivative."""
+    return [i for i, value in enumerate(values) if value.is_floating_point()]
+
+
+def trace_step(step: FlatStep, carry_size: int, tensors: Sequence[Tensor]) -> TracedStep:
+    """Traces one step into a forward and a backward graph, and says which input each cotangent belongs to.
+
+    `tensors` are examples: the `carry_size` tensors of a carry, then the consts. All float tensors of a carry get a
+    cotangent, of the consts those that the step depends on.
+    """
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+
+    places: list[int | None] = []
+
+    def forward_and_backward(values: list[Tensor], k: Tensor, cotangents: list[Tensor]) -> list[Tensor]:
+        leaves = [value.detach().requires_grad_(value.is_floating_point()) for value in values]
+        with torch.enable_grad(), SubstituteKernels():
+            carry, consts = leaves[:carry_size], leaves[carry_size:]
+            after = [_memory_format_of(a, b) for a, b in zip(carry, step(carry, consts, k), strict=True)]
+            gradients = _gradients(after, leaves, cotangents)
+        by_input, places[:] = _present(leaves, gradients, carry_size)
+        return [*(value.detach() for value in after), *by_input]
+
+    examples = [_contiguous_if_expanded(value.detach()) for value in tensors]
+    with disable_proxy_modes_tracing(), torch.no_grad():
+        k = torch.zeros((), dtype=torch.int64, device=examples[0].device)
+        cotangents = [torch.zeros_like(examples[i]) for i in float_indices(examples[:carry_size])]
+        graph = make_fx(forward_and_backward, tracing_mode="fake")(examples, k, cotangents)
+    _refuse_closure(graph)
+    forward = _subgraph(graph, slice(0, carry_size), unused_inputs=len(cotangents))
+    return TracedStep(StepGraph(forward), StepGraph(_subgraph(graph, slice(carry_size, None))), places)
+
+
+def _refuse_closure(graph: GraphModule) -> None:
+    """A tensor in a closure is another one at the next call. In the trace it is a FakeTensor, without values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if any(isinstance(value, FakeTensor) for value in (*graph.buffers(), *graph.parameters())):
+        raise ValueError("an inner step closes over a tensor")
 
 
 def _empty(like: Tensor, device: torch.device) -> Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
 
 
-def _laid(value: Tensor, like: Tensor) -> Tensor:
-    """In the order in memory that the code was made for, which does not look."""
+def _with_strides(value: Tensor, like: Tensor) -> Tensor:
+    """Compiled code assumes the strides it was compiled for and does not check them."""
     return value if value.stride() == like.stride() else _empty(like, value.device).copy_(value)
 
 
-def moving(values: Sequence[Tensor]) -> list[int]:
-    """What has a derivative."""
-    return [i for i, value in enumerate(values) if value.is_floating_point()]
-
-
-def halved(step: Step, size: int, tensors: Sequence[Tensor]) -> tuple[Half, Half, list[int | None]]:
-    """Of examples of a carry of `size` tensors and of consts: the step; the cotangents of the carry's floats, and of
-    those consts that have any; and where among these each example's is.
-    """
-    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
-
-    places: list[int | None] = []
-
-    def both(values: list[Tensor], number: Tensor, cotangents: list[Tensor]) -> list[Tensor]:
-        leaves = [value.detach().requires_grad_(value.is_floating_point()) for value in values]
-        with torch.enable_grad(), Closed():
-            found = step(leaves[:size], leaves[size:], number)
-            after = [_ordered(value, before) for value, before in zip(found, leaves[:size], strict=True)]
-            pulled = _pulled(after, leaves, cotangents)
-        wanted, places[:] = _arranged(leaves, pulled, size)
-        return [*(value.detach() for value in after), *wanted]
-
-    examples = [_dense(value.detach()) for value in tensors]
-    with disable_proxy_modes_tracing(), torch.no_grad():
-        number = torch.zeros((), dtype=torch.int64, device=examples[0].device)
-        cotangents = [torch.zeros_like(examples[i]) for i in moving(examples[:size])]
-        graph = make_fx(both, tracing_mode="fake")(examples, number, cotangents)
-    _check_closed(graph)
-    ahead = _part(graph, slice(0, size), drop=len(cotangents))
-    return Half(ahead), Half(_part(graph, slice(size, None))), places
-
-
-def _check_closed(graph: Any) -> None:
-    """A tensor that a step closes over is another at the next call; when it was traced, it had no values."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    constants = [getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"]
-    if any(isinstance(value, FakeTensor) for value in constants):
-        raise ValueError("an inner step closes over a tensor")
-
-
-def _dense(value: Tensor) -> Tensor:
-    """As itself, but an expanded one as it is when written out."""
+def _contiguous_if_expanded(value: Tensor) -> Tensor:
     return value if 0 not in value.stride() else value.contiguous()
 
 
-def _ordered(value: Tensor, before: Tensor) -> Tensor:
-    """The next step's carry lies in memory as this one's."""
-    last = before.dim() == DIMS and before.is_contiguous(memory_format=torch.channels_last)
+def _memory_format_of(before: Tensor, value: Tensor) -> Tensor:
+    """The carry after a step has the memory format of the carry before it, so that one graph serves all steps."""
+    last = before.dim() == IMAGE_DIMS and before.is_contiguous(memory_format=torch.channels_last)
     return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _pulled(after: list[Tensor], leaves: list[Tensor], cotangents: list[Tensor]) -> list[Tensor | None]:
-    ends = [(after[i], v) for i, v in zip(moving(after), cotangents, strict=True) if after[i].requires_grad]
-    sources = [leaves[i] for i in moving(leaves)]
+def _gradients(after: list[Tensor], leaves: list[Tensor], cotangents: list[Tensor]) -> list[Tensor | None]:
+    """By each float tensor of `leaves`; None where nothing depends on it."""
+    ends = [(after[i], v) for i, v in zip(float_indices(after), cotangents, strict=True) if after[i].requires_grad]
+    sources = [leaves[i] for i in float_indices(leaves)]
     if not ends:
         return [None] * len(sources)
     outputs, given = zip(*ends, strict=True)
     return list(torch.autograd.grad(outputs, sources, given, allow_unused=True))
 
 
-def _arranged(
-    leaves: list[Tensor], pulled: Sequence[Tensor | None], size: int
+def _present(
+    leaves: list[Tensor], gradients: Sequence[Tensor | None], carry_size: int
 ) -> tuple[list[Tensor], list[int | None]]:
-    wanted: list[Tensor] = []
+    """The gradients that there are (zeros for a carry that nothing depends on), and each leaf's place among them."""
+    present: list[Tensor] = []
     places: list[int | None] = [None] * len(leaves)
-    for i, value in zip(moving(leaves), pulled, strict=True):
-        if value is not None or i < size:
-            places[i] = len(wanted)
-            wanted.append(torch.zeros_like(leaves[i]) if value is None else value)
-    return wanted, places
+    for i, value in zip(float_indices(leaves), gradients, strict=True):
+        if value is not None or i < carry_size:
+            places[i] = len(present)
+            present.append(torch.zeros_like(leaves[i]) if value is None else value)
+    return present, places
 
 
-def _part(graph: Any, values: slice, drop: int = 0) -> Any:
-    """What leads to some of its values, without its last arguments; one by one and not in lists."""
-    part = torch.fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    part.graph.set_codegen(torch.fx.graph.CodeGen())
-    last = list(part.graph.nodes)[-1]
-    last.args = (list(last.args[0])[values],)
+def _subgraph(graph: GraphModule, outputs: slice, unused_inputs: int = 0) -> GraphModule:
+    """Computes only these outputs, without the last inputs; takes and returns tensors one by one and not in lists."""
+    part = GraphModule(graph, copy.deepcopy(graph.graph))
+    part.graph.set_codegen(CodeGen())
+    part.graph.output_node().args = (_outputs(part.graph)[outputs],)
     part.graph.eliminate_dead_code()
-    arguments = [node for node in part.graph.nodes if node.op == "placeholder"]
-    for node in arguments[len(arguments) - drop :]:
+    inputs = _inputs(part.graph)
+    for node in inputs[len(inputs) - unused_inputs :]:
         part.graph.erase_node(node)
     part.recompile()
     return part
+
+
+def _inputs(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def _outputs(graph: Graph) -> list[Node]:
+    (values,) = graph.output_node().args
+    assert isinstance(values, Sequence), f"a graph that returns {values}"
+    nodes = [node for node in values if isinstance(node, Node)]
+    assert len(nodes) == len(values), f"a graph that returns {values}"
+    return nodes
