@@ -21,6 +21,7 @@ from bench.twin import names, twin
 from bench.workloads import Job, Workload, configured
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import Tasks
+from metarun.measures import primary_measure
 from metarun.models.functional import FunctionalNet
 from metarun.run.build import Parts, assemble, open_data, train_tasks
 from metarun.torch_setup.quiet_import import quiet_import
@@ -130,7 +131,8 @@ def _prepared(config: RunConfig, device: torch.device, limits: Limits) -> tuple[
 
     def validate(meta: Meta) -> float:
         """By metarun for both: not timed."""
-        return evaluate(parts.engine, meta, tasks, "classes", episodes, BATCH, lambda _: None).mean
+        measure = primary_measure("classes")
+        return evaluate(parts.engine, meta, tasks, (measure,), episodes, BATCH, lambda _: None)[measure.name].value
 
     return parts, train_tasks(config, data), validate
 

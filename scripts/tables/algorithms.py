@@ -22,6 +22,7 @@ import torch
 from metarun.config.compose import compose
 from metarun.config.places import groups
 from metarun.config.schema import load
+from metarun.measures import primary_among
 from metarun.run.build import open_data
 
 ROOT = Path(__file__).parents[2]
@@ -116,11 +117,13 @@ def cell(runs: list[dict[str, Any]]) -> str:
     """Each run's mean and 95 % interval over its own test episodes."""
     if not runs:
         return "-"
-    if "test/mse" in runs[0]:
-        return ", ".join(f"{run['test/mse']:.3f} +- {run['test/ci95']:.3f}" for run in runs)
+    measure = primary_among(runs[0], "test")
+    assert measure is not None, f"no score in {sorted(runs[0])}"
+    scale, digits = (100, 1) if measure.unit == "%" else (1, 3)  # a digit less than elsewhere: the table is wide
     said = runs[0]["protocol"]
     longer = f" ({said['steps']} steps)" if (said["algo"], column_of(said)) in LONGER else ""
-    return ", ".join(f"{100 * run['test/acc']:.1f} +- {100 * run['test/ci95']:.1f}" for run in runs) + longer
+    pairs = ((scale * run[f"test/{measure.name}"], scale * run["test/ci95"]) for run in runs)
+    return ", ".join(f"{value:.{digits}f} +- {ci95:.{digits}f}" for value, ci95 in pairs) + longer
 
 
 def row(algo: str, found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:

@@ -7,20 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from metarun.measures import primary_among
+
 HEAD = ("data", "task", "algo", "model", "bn", "steps", "seed", "test", "val best", "tasks/s", "time")
 
 
 def row(summary: dict[str, Any]) -> tuple[str, ...]:
     said = summary["protocol"]
-    name = "acc" if "test/acc" in summary else "mse"
-    percent = name == "acc"
-
-    def text(value: float) -> str:
-        return f"{100 * value:.2f} %" if percent else f"{value:.3f}"
-
-    task = f"{said['ways']}w{said['shots']}s q{said['queries']}" if percent else f"k{said['shots']}"
-    tested = f"{text(summary[f'test/{name}'])} +- {text(summary['test/ci95'])} ({summary['test/episodes']})"
-    best = f"{text(summary[f'val/best_{name}'])} (step {summary['best_step']})"
+    measure = primary_among(summary, "test")
+    assert measure is not None, f"no score in {sorted(summary)}"
+    task = f"{said['ways']}w{said['shots']}s q{said['queries']}" if measure.kind == "classes" else f"k{said['shots']}"
+    tested = f"{measure.text(summary[f'test/{measure.name}'], summary['test/ci95'])} ({summary['test/episodes']})"
+    best = f"{measure.text(summary[f'val/best_{measure.name}'])} (step {summary['best_step']})"
     minutes, seconds = divmod(round(summary["time/total_s"]), 60)
     pace = f"{summary['time/tasks_per_s']:.0f}"
     known = (said["data"], task, said["algo"], said["model"], said["bn"], said["steps"], said["seed"])

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from metarun.train.evaluate import better, measure, summarise
 from metarun.train.loop import NonFinite, Outer, Watch, due
 from metarun.train.schedule import Constant, Cosine, Linear, Schedule, Step
 from metarun.train.state import State
@@ -73,29 +72,3 @@ def test_watch_sees_gradients() -> None:
 
 def test_due() -> None:
     assert [step for step in range(10) if due(step, 3)] == [3, 6, 9]
-
-
-def test_accuracy_and_error_of_known_outputs() -> None:
-    logits = torch.tensor([[[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [0.0, 1.0]]])
-    assert measure("classes", logits, torch.tensor([[0, 1, 1, 0]])).tolist() == [0.5]
-    outputs, y = torch.tensor([[[1.0], [2.0]], [[0.0], [0.0]]]), torch.tensor([[[0.0], [4.0]], [[0.0], [1.0]]])
-    assert measure("values", outputs, y).tolist() == [2.5, 0.5]
-
-
-def test_interval_is_the_normal_one() -> None:
-    score = summarise(torch.tensor([0.2, 0.4, 0.9], dtype=torch.float64))
-    assert score.mean == pytest.approx(0.5)
-    assert score.ci95 == pytest.approx(1.959963985 * math.sqrt(0.13) / math.sqrt(3))
-
-
-def test_interval_covers_as_often_as_it_says() -> None:
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.rand(2000, 200, generator=generator, dtype=torch.float64)
-    hits = sum(abs(score.mean - 0.5) <= score.ci95 for score in map(summarise, samples))
-    assert 0.93 < hits / 2000 < 0.97
-
-
-def test_better_follows_the_measure() -> None:
-    assert better("classes", 0.6, 0.5)
-    assert not better("classes", 0.5, 0.5)
-    assert better("values", 0.4, 0.5)

@@ -15,13 +15,13 @@ from metarun.config.device import set_tf32
 from metarun.config.schema import RunConfig, check_room, load
 from metarun.data.tasks.contracts import shape_name
 from metarun.errors import ConfigError
+from metarun.measures import primary_measure
 from metarun.run.build import Parts, assemble, open_data
 from metarun.run.checkpoint import read
 from metarun.run.directory import RunDir, claim, finished, held, protocol, run_dir, write_text
 from metarun.run.meta_test import meta_test
 from metarun.torch_setup.allocator import keep_pages
 from metarun.track.console import Console, say, show_result
-from metarun.train.evaluate import MEASURE
 from metarun.train.interrupt import Interrupted, listening
 from metarun.types import Artifacts, Meta
 
@@ -62,7 +62,7 @@ def test(words: list[str]) -> int:
 
 
 def _carry_out(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str, Any]) -> int:
-    console = Console(f"meta-test of {origin['run']}", 0, 0, MEASURE[config.kind])
+    console = Console(f"meta-test of {origin['run']}", 0, 0, primary_measure(config.kind))
     exit_code = 1
     with listening() as stop:
 

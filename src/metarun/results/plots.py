@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from metarun.measures import Measure, primary_among, primary_measure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -62,7 +64,7 @@ class Fit(NamedTuple):
 def curves(metrics_jsonl: Path, out_stem: Path) -> tuple[Path, Path]:
     """Writes PNG and SVG."""
     series = _series(metrics_jsonl)
-    measure = "mse" if "val/mse" in series else "acc"
+    measure = primary_among(series, "val") or primary_measure("classes")
     panels = 2 if "train/loss" in series else 1  # a run of no steps has no loss
     with _figure(4.5 * panels, 3.6) as figure:
         axes = figure.subplots(1, panels, squeeze=False)[0]
@@ -143,22 +145,22 @@ def _draw_loss(axis: Axes, series: dict[str, tuple[Array, Array]]) -> None:
     _legend(axis)
 
 
-def _draw_measure(axis: Axes, series: dict[str, tuple[Array, Array]], measure: str) -> None:
-    title = {"acc": "Accuracy", "mse": "Mean squared error"}[measure]
-    axis.set(title=title, xlabel="meta-step")
-    _draw_train(axis, series, f"train/{measure}")
-    if f"val/{measure}" in series:
-        steps, values = series[f"val/{measure}"]
+def _draw_measure(axis: Axes, series: dict[str, tuple[Array, Array]], measure: Measure) -> None:
+    train, val = f"train/{measure.name}", f"val/{measure.name}"
+    axis.set(title=measure.title.capitalize(), xlabel="meta-step")
+    _draw_train(axis, series, train)
+    if val in series:
+        steps, values = series[val]
         axis.plot(steps, values, color=VERMILION, marker="o", markersize=3, label="validation")
         if "val/ci95" in series and len(series["val/ci95"][1]) == len(values):
             _draw_interval(axis, steps, values, series["val/ci95"][1])
-        best = int(np.argmax(values) if measure == "acc" else np.argmin(values))
-        label = f"best {100 * values[best]:.2f} %" if measure == "acc" else f"best {values[best]:.4f}"
+        best = int(np.argmax(values) if measure.higher_is_better else np.argmin(values))
+        label = f"best {measure.text(values[best])}"
         axis.plot(steps[best], values[best], "*", color=GREEN, markersize=13, markeredgecolor="white", label=label)
-    if measure == "acc":
+    if measure.unit == "%":
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     else:
-        _scale(axis, series, (f"train/{measure}", f"val/{measure}"))
+        _scale(axis, series, (train, val))
     _legend(axis)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,38 +16,56 @@ from torch import Tensor
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import Classes, Tasks
 from metarun.data.tasks.sinusoids import SineTasks
+from metarun.measures import Estimate, Measure, measures_for
 from metarun.results import plots
 from metarun.run.build import Parts
 from metarun.run.directory import RunDir, write_text
-from metarun.train.evaluate import MEASURE, Score, evaluate, summarise
+from metarun.train.evaluate import evaluate
 from metarun.types import Batch, Episode, Meta
 
 PICTURED = 4  # episodes
 GRID = 200  # points of a curve
 
 
-def meta_test(config: RunConfig, parts: Parts, meta: Meta, run: RunDir, tick: Callable[[int], None]) -> dict[str, Any]:
-    """The test split is opened here and nowhere else."""
+def meta_test(
+    config: RunConfig, parts: Parts, meta: Meta, run: RunDir, tick: Callable[[int], None]
+) -> dict[str, float]:
+    """Scores the test split, which is opened here and nowhere else, and writes scores and pictures into the run."""
     tasks = parts.data.tasks("test", config.task.test, config.seed)
-    score = evaluate(parts.engine, meta, tasks, config.kind, config.eval.test_episodes, config.eval.batch, tick)
-    write_scores(run.scores, score)
+    measures, episodes = measures_for(config.kind), config.eval.test_episodes
+    found = evaluate(parts.engine, meta, tasks, measures, episodes, config.eval.batch, tick)
+    primary = measures[0]
+    write_scores(run.scores, found[primary.name])
     draw_episodes(parts, meta, tasks, run.episodes)
-    name = MEASURE[config.kind]
-    found = {f"test/{name}": score.mean, "test/ci95": score.ci95, "test/episodes": len(score.per_episode)}
-    return {**found, **by_part(config, parts, score)}
+    summary: dict[str, float] = {}
+    for measure in measures:
+        summary |= _as_metrics(found[measure.name], f"test/{measure.name}", _interval_name(measure, primary))
+    sources = cast(Classes, parts.data).parts_of("test") if config.kind == "classes" else ()
+    return {**summary, "test/episodes": episodes, **scores_by_source(sources, measures, found)}
 
 
-def by_part(config: RunConfig, parts: Parts, score: Score) -> dict[str, float]:
-    """Of data sets that take turns, the score of each."""
-    names = cast(Classes, parts.data).parts_of("test") if config.kind == "classes" else ("",)
-    if len(names) == 1:
-        return {}
-    apart = {name: summarise(score.per_episode[place :: len(names)]) for place, name in enumerate(names)}
-    means = {f"test/acc_{name}": one.mean for name, one in apart.items()}
-    return {**means, **{f"test/ci95_{name}": one.ci95 for name, one in apart.items()}}
+def scores_by_source(
+    sources: Sequence[str], measures: Sequence[Measure], found: Mapping[str, Estimate]
+) -> dict[str, float]:
+    """Each measure on the episodes of each data set of a mixture; the data sets take turns. One data set: nothing."""
+    scores: dict[str, float] = {}
+    if len(sources) < 2:
+        return scores
+    for measure, (place, source) in product(measures, enumerate(sources)):
+        own = measure.estimate(found[measure.name].per_episode[place :: len(sources)])
+        scores |= _as_metrics(own, f"test/{measure.name}_{source}", f"{_interval_name(measure, measures[0])}_{source}")
+    return scores
 
 
-def write_scores(path: Path, score: Score) -> None:
+def _interval_name(measure: Measure, primary: Measure) -> str:
+    return "test/ci95" if measure is primary else f"test/{measure.name}_ci95"
+
+
+def _as_metrics(estimate: Estimate, name: str, interval_name: str) -> dict[str, float]:
+    return {name: estimate.value} | ({} if estimate.ci95 is None else {interval_name: estimate.ci95})
+
+
+def write_scores(path: Path, score: Estimate) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["index", "score"])

@@ -12,6 +12,7 @@ from metarun.config.schema import RunConfig
 from metarun.data.splits import split_file
 from metarun.data.tasks.contracts import Classes
 from metarun.errors import RunError
+from metarun.measures import Estimate
 from metarun.results import plots
 from metarun.run.build import Parts, prepare, train_tasks
 from metarun.run.checkpoint import read
@@ -22,7 +23,7 @@ from metarun.run.session import Session
 from metarun.run.settle import carried_out, settle
 from metarun.torch_setup.allocator import keep_pages
 from metarun.track.console import say, show_result
-from metarun.train.evaluate import Score, evaluate
+from metarun.train.evaluate import evaluate
 from metarun.train.interrupt import Interrupted, Stop, listening
 from metarun.train.loop import NonFinite, Pace, meta_train
 from metarun.types import Artifacts, Meta
@@ -83,10 +84,11 @@ def _train(config: RunConfig, parts: Parts, session: Session) -> None:
     train, every = config.train, config.eval.every
     val_tasks = parts.data.tasks("val", config.task.test, config.seed)
 
-    def validate(meta: Meta) -> Score:
+    def validate(meta: Meta) -> Estimate:
         episodes = config.eval.val_episodes
         tick = session.ticker("meta-validate", episodes)
-        return evaluate(parts.engine, meta, val_tasks, config.kind, episodes, config.eval.batch, tick)
+        found = evaluate(parts.engine, meta, val_tasks, (session.measure,), episodes, config.eval.batch, tick)
+        return found[session.measure.name]
 
     meta_train(
         session.state,
@@ -95,7 +97,7 @@ def _train(config: RunConfig, parts: Parts, session: Session) -> None:
         session.untimed(validate),
         session.outer,
         Pace(train.steps, train.meta_batch, train.log_every, every, train.save_every),
-        config.kind,
+        session.measure,
         session,
         session.watch,
         session.stop,
@@ -113,7 +115,7 @@ def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
     curves, _ = plots.curves(run.metrics, run.curves)
     summary = {
         **tested,
-        f"val/best_{session.measure}": state.best[0],
+        f"val/best_{session.measure.name}": state.best[0],
         "best_step": state.best[1],
         "time/total_s": state.total_s,
         "time/tasks_per_s": config.train.steps * config.train.meta_batch / max(state.train_s, MOMENT_S),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from metarun.config.schema import RunConfig
+from metarun.measures import Estimate, primary_measure
 from metarun.run.build import Parts
 from metarun.run.checkpoint import read, restore, save
 from metarun.run.directory import RunDir, protocol, run_id
@@ -21,7 +22,6 @@ from metarun.track import Trackers
 from metarun.track.console import Console
 from metarun.track.jsonl import Jsonl
 from metarun.track.wandb import Identity, Wandb, WandbConfig
-from metarun.train.evaluate import MEASURE, Score
 from metarun.train.interrupt import Stop
 from metarun.train.loop import NonFinite, Outer, Watch
 from metarun.train.state import State, learned
@@ -44,7 +44,7 @@ class Session:
         self.config, self.run, self.stop, self.plan = config, run, stop, plan
         self.protocol = {**protocol(config), "execution": plan.brief()}
         self._known = {"config": dict(config.plain), "choices": dict(config.choices), "protocol": self.protocol}
-        self.measure = MEASURE[config.kind]
+        self.measure = primary_measure(config.kind)
         self.watch = Watch(config.train.meta_batch)
         train, rate = config.train, config.optim.values["lr"]
         self.state = State(parts.meta, optimizer(config, learned(parts.meta)))
@@ -83,8 +83,9 @@ class Session:
     def lost(self) -> bool:
         return self.wandb is not None and self.wandb.lost
 
-    def validated(self, state: State, score: Score) -> None:
-        self.trackers.log(state.step, {f"val/{self.measure}": score.mean, "val/ci95": score.ci95})
+    def validated(self, state: State, score: Estimate) -> None:
+        assert score.ci95 is not None, f"{self.measure.name} has no interval"
+        self.trackers.log(state.step, {f"val/{self.measure.name}": score.value, "val/ci95": score.ci95})
 
     def stepped(self, state: State, metrics: dict[str, float]) -> None:
         self.settle()
@@ -113,10 +114,10 @@ class Session:
         self._steps_s += now - self._since - self._untimed_s
         self._since, self._untimed_s = now, 0.0
 
-    def untimed(self, validate: Callable[[Meta], Score]) -> Callable[[State], Score]:
+    def untimed(self, validate: Callable[[Meta], Estimate]) -> Callable[[State], Estimate]:
         """Validation that does not count as training."""
 
-        def timed(state: State) -> Score:
+        def timed(state: State) -> Estimate:
             with self.apart():
                 return validate(state.meta)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.console import Console as RichConsole
@@ -19,10 +19,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from metarun.measures import Measure, measures_for, primary_among
+
 if TYPE_CHECKING:
     from metarun.types import Artifacts
 
-Measure = Literal["acc", "mse"]
 LIVE_PER_S = 4
 PLAIN_EVERY_S = 2.0
 PLAIN_WIDTH = 1000  # nothing is folded or cut where no terminal sets a width
@@ -45,8 +46,8 @@ class Progress:
         self.metrics |= metrics
         if self.first is None:
             self.first = now, step
-        value = metrics.get(f"val/{self.measure}")
-        if value is not None and (self.best is None or self._better(value, self.best[0])):
+        value = metrics.get(f"val/{self.measure.name}")
+        if value is not None and (self.best is None or self.measure.better(value, self.best[0])):
             self.best = value, step
 
     def left_s(self, now: float) -> float | None:
@@ -57,21 +58,18 @@ class Progress:
     def parts(self, now: float) -> list[str]:
         known = self.metrics
         shown = [f"loss {known['train/loss']:.4f}"] if "train/loss" in known else []
-        if f"train/{self.measure}" in known and not (self.measure == "mse" and "train/loss" in known):
-            shown.append(f"{self.measure} {score(self.measure, known[f'train/{self.measure}'])}")
+        if f"train/{self.measure.name}" in known:
+            shown.append(f"{self.measure.name} {self.measure.text(known[f'train/{self.measure.name}'])}")
         if self.best is not None:
-            shown.append(f"val best {score(self.measure, self.best[0])} (step {self.best[1]})")
+            shown.append(f"val best {self.measure.text(self.best[0])} (step {self.best[1]})")
         if "time/tasks_per_s" in known:
             shown.append(f"{known['time/tasks_per_s']:.0f} tasks/s")
         return shown
 
     def validation(self) -> str:
-        text = score(self.measure, self.metrics[f"val/{self.measure}"], self.metrics.get("val/ci95"))
+        text = self.measure.text(self.metrics[f"val/{self.measure.name}"], self.metrics.get("val/ci95"))
         leads = self.total_steps and self.best and self.best[1] == self.step
-        return f"val {self.measure} {text}" + ("  best so far" if leads else "")
-
-    def _better(self, value: float, than: float) -> bool:
-        return value > than if self.measure == "acc" else value < than
+        return f"val {self.measure.name} {text}" + ("  best so far" if leads else "")
 
 
 class Console:
@@ -103,7 +101,7 @@ class Console:
         self._progress.take(step, metrics, time.monotonic())
         self._progress.phase = None
         if self._live is None:
-            validated = f"val/{self._progress.measure}" in metrics
+            validated = f"val/{self._progress.measure.name}" in metrics
             last = step == self._progress.total_steps
             self._speak(self._line(validated), since=float("-inf") if validated or last else self._spoke)
 
@@ -225,13 +223,20 @@ def result_table(summary: Mapping[str, Any], run_dir: Path) -> Table:
 
 
 def _rows(summary: Mapping[str, Any], run_dir: Path) -> list[tuple[str, str]]:
-    measure: Measure = "acc" if "test/acc" in summary else "mse"
-    tested = score(measure, summary[f"test/{measure}"], summary.get("test/ci95"))
-    rows = [("test " + _MEASURES[measure], f"{tested} ({summary['test/episodes']} episodes)")]
-    for name in (key.removeprefix("test/acc_") for key in summary if key.startswith("test/acc_")):
-        rows.append((f"  {name}", score("acc", summary[f"test/acc_{name}"], summary[f"test/ci95_{name}"])))
-    if f"val/best_{measure}" in summary:
-        rows.append(("val best", f"{score(measure, summary[f'val/best_{measure}'])} (step {summary['best_step']})"))
+    primary = primary_among(summary, "test")
+    assert primary is not None, f"{run_dir}: the summary has no score"
+    tested = primary.text(summary[f"test/{primary.name}"], summary.get("test/ci95"))
+    rows = [(f"test {primary.title}", f"{tested} ({summary['test/episodes']} episodes)")]
+    start = f"test/{primary.name}_"
+    for source in (key.removeprefix(start) for key in summary if key.startswith(start)):  # of a mixture
+        rows.append((f"  {source}", primary.text(summary[start + source], summary[f"test/ci95_{source}"])))
+    for measure in measures_for(primary.kind)[1:]:
+        if f"test/{measure.name}" in summary:  # an older run may have been measured by fewer
+            value, ci95 = summary[f"test/{measure.name}"], summary.get(f"test/{measure.name}_ci95")
+            rows.append((f"test {measure.title}", measure.text(value, ci95)))
+    if f"val/best_{primary.name}" in summary:
+        best = primary.text(summary[f"val/best_{primary.name}"])
+        rows.append(("val best", f"{best} (step {summary['best_step']})"))
     rows += _protocol_rows(summary.get("protocol", {}))
     if "time/total_s" in summary:
         rows.append(("time", clock(summary["time/total_s"])))
@@ -257,15 +262,6 @@ def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _span(value: int | Sequence[int]) -> str:
     return str(value) if isinstance(value, int) else " to ".join(map(str, value))
-
-
-_MEASURES = {"acc": "accuracy", "mse": "mean squared error"}
-
-
-def score(measure: Measure, value: float, ci95: float | None = None) -> str:
-    if measure == "acc":
-        return f"{100 * value:.2f}" + (f" +- {100 * ci95:.2f}" if ci95 is not None else "") + " %"
-    return f"{value:.4f}" + (f" +- {ci95:.4f}" if ci95 is not None else "")
 
 
 def clock(seconds: float) -> str:

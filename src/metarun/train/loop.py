@@ -13,11 +13,11 @@ from torch import Tensor
 
 from metarun.data.tasks.contracts import Part, Tasks
 from metarun.engine.compile.cuda_graph import Captured
-from metarun.train.evaluate import Score, better
+from metarun.measures import Estimate, Measure
 from metarun.train.interrupt import Stop
 from metarun.train.schedule import Schedule
 from metarun.train.state import State, learned
-from metarun.types import BUFFERS, Aux, Engine, Kind, Meta
+from metarun.types import BUFFERS, Aux, Engine, Meta
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Pace:
 class Keeper(Protocol):
     """Where the loop's results go; owned by the run."""
 
-    def validated(self, state: State, score: Score) -> None: ...
+    def validated(self, state: State, score: Estimate) -> None: ...
 
     def best(self, state: State) -> None: ...
 
@@ -79,10 +79,10 @@ def meta_train(
     state: State,
     engine: Engine,
     train: Tasks,
-    validate: Callable[[State], Score],
+    validate: Callable[[State], Estimate],
     apply: Callable[[State, Meta], None],
     pace: Pace,
-    kind: Kind,
+    measure: Measure,
     keep: Keeper,
     watch: Watch,
     stop: Stop,
@@ -93,8 +93,8 @@ def meta_train(
             watch.check(state.step)
             score = validate(state)
             state.validated = state.step
-            if state.best is None or better(kind, score.mean, state.best[0]):
-                state.best = score.mean, state.step
+            if state.best is None or measure.better(score.value, state.best[0]):
+                state.best = score.value, state.step
                 keep.best(state)
             keep.validated(state, score)
         if last or due(state.step, pace.save_every):
