@@ -4,8 +4,7 @@ Letters are those of metarun.types; one letter is one size within a call. Checke
 every algorithm (one task), every engine (T tasks) and every sampler.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: a shape would be read as an expression.
 import functools
 import importlib
 import pkgutil
@@ -30,11 +29,13 @@ def check_batches(x: Float[Tensor, "T B *item"], y: Labels | Values) -> None: ..
 
 
 @checked
-def check_task_batch(x: Float[Tensor, B * item], y: Int[Tensor, B] | Float[Tensor, B * out]) -> None: ...
+def check_task_batch(x: Float[Tensor, "B *item"], y: Int[Tensor, "B"] | Float[Tensor, "B *out"]) -> None: ...
 
 
 @checked
-def check_items(support: Float[Tensor, "T S *item"], query: Float[Tensor, "T Q *item"], index: Int[Tensor, T]) -> None:
+def check_items(
+    support: Float[Tensor, "T S *item"], query: Float[Tensor, "T Q *item"], index: Int[Tensor, "T"]
+) -> None:
     """Support and query items have one shape, and there are as many tasks as numbers of tasks."""
 
 
@@ -43,7 +44,7 @@ def check_outputs(query: Float[Tensor, "T Q *item"], outputs: Float[Tensor, "T Q
 
 
 @checked
-def check_predictions(x: Float[Tensor, B * item], outputs: Float[Tensor, "B N"]) -> None: ...
+def check_predictions(x: Float[Tensor, "B *item"], outputs: Float[Tensor, "B N"]) -> None: ...
 
 
 @checked
