@@ -25,7 +25,7 @@ from support import oracle
 from support.small import MODELS, SEED, descent, distance, episodes, network
 
 NET, RATE, HIDDEN, P = "conv4-strided", 0.3, 5, 10.0
-SCRIPT = Path(__file__).parents[2] / "scripts" / "l2o_quadratics.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "tables" / "l2o_quadratics.py"
 
 
 def ravi(**changes: Any) -> LSTM:

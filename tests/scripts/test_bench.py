@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from metarun.types import Episode, Meta
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
 from bench import command as bench
 from bench import contenders, environment, machine, measure, memory, report, scores
 from bench.absent import Absent
 from bench.peers import Step, autograd
 from bench.workloads import WORKLOADS, Job, Workload, chosen, make_job
+from metarun.types import Episode, Meta
 
 CPU = torch.device("cpu")
 OURS = "vmap,loop"
