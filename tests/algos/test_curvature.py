@@ -301,7 +301,7 @@ def compare(algo: Any, name: str) -> None:
     ],
 )
 def test_what_learn2learn_cannot_do_is_refused(algo: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^engine=learn2learn: .*{reason}"):
+    with pytest.raises(ValueError, match=f"^learn2learn .*{reason}"):
         Learn2Learn().build(algo, network("mlp")[0])
 
 
