@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from metarun.measures import MEASURES, Measure, measures_for, primary_among, primary_measure
+from metarun.measures import ECE_BINS, MEASURES, Measure, measures_for, primary_among, primary_measure
 
 ACCURACY, SQUARED_ERROR = primary_measure("classes"), primary_measure("values")
 
@@ -59,3 +59,38 @@ def test_the_primary_measure_is_the_first_of_its_kind_and_a_mean_over_episodes()
         assert primary.pooled is None
         assert primary_among([f"test/{measure.name}" for measure in reversed(measures_for(kind))], "test") is primary
     assert primary_among(["test/ci95", "val/acc"], "test") is None
+
+
+def ece(outputs_TQN: torch.Tensor, y_TQ: torch.Tensor) -> float:
+    measure = next(measure for measure in MEASURES if measure.name == "ece")
+    return measure.estimate(measure.of_tasks(outputs_TQN, y_TQ)).value
+
+
+def test_calibration_error() -> None:
+    """Closed forms, Guo's definition as a plain loop, and what must not matter."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(200, 100, 5, generator=generator)
+    chances = logits.double().softmax(-1)
+    calibrated = torch.multinomial(chances.flatten(0, 1), 1, generator=generator).view(200, 100)
+    assert ece(logits, calibrated) < (ECE_BINS * 0.25 / 20_000) ** 0.5  # binomial noise of all bins together
+    assert ece(4 * logits, calibrated) > 0.1
+
+    constant = torch.tensor([0.7, 0.2, 0.1]).log().expand(4, 25, 3)  # confidence 0.7, accuracy 0.4
+    answers = (torch.arange(100) >= 40).long().view(4, 25)
+    assert ece(constant, answers) == pytest.approx(abs(0.4 - 0.7), abs=1e-7)
+    lowest = torch.full((4, 25, 2), torch.finfo(torch.float32).min)  # labels that are absent
+    assert ece(torch.cat([constant, lowest], -1), answers) == ece(constant, answers)
+
+    assert ece(torch.zeros(4, 25, 32), torch.ones(4, 25).long()) == 1 / 32  # all wrong, in the lowest bin
+
+    confidence, correct = (part.flatten().numpy() for part in (chances.max(-1)[0], logits.argmax(-1) == calibrated))
+    expected = 0.0
+    for number in range(15):
+        inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert ece(logits, calibrated) == pytest.approx(expected, abs=1e-12)
+
+    order = torch.randperm(200, generator=generator)
+    assert ece(logits[order], calibrated[order]) == pytest.approx(expected, abs=1e-12)
+    assert ece(logits.view(50, 400, 5), calibrated.view(50, 400)) == pytest.approx(expected, abs=1e-12)

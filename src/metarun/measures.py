@@ -65,9 +65,37 @@ def squared_error(outputs_TQN: Tensor, y_TQN: Tensor) -> Tensor:
     return (outputs_TQN.double() - y_TQN.double()).square().flatten(1).mean(-1)
 
 
+ECE_BINS = 15  # as Guo 2017
+
+
+def calibration_gaps(outputs_TQN: Tensor, y_TQ: Tensor) -> Tensor:
+    """[T, 1 + bins]: the number of queries, and for each bin of confidence the sum of (correct - confidence) in it."""
+    confidence_TQ, answer_TQ = outputs_TQN.double().softmax(-1).max(-1)
+    bin_TQ = (confidence_TQ * ECE_BINS).ceil()  # bin m, from 1, holds confidences in ((m - 1) / bins, m / bins]
+    in_bin_TQM = bin_TQ.unsqueeze(-1) == bin_TQ.new_tensor(range(1 + ECE_BINS))
+    gaps_TM = (((answer_TQ == y_TQ).double() - confidence_TQ).unsqueeze(-1) * in_bin_TQM).sum(1)
+    gaps_TM[:, 0] = y_TQ.shape[1]
+    return gaps_TM
+
+
+def expected_calibration_error(gaps_M: Tensor) -> float:
+    """Guo 2017, equation 3: the mean over all queries of the gap between accuracy and confidence in their bin."""
+    return (gaps_M[1:].abs().sum() / gaps_M[0]).item()
+
+
 # The first row of a kind is its primary measure: it picks the best checkpoint.
 MEASURES = (
     Measure("acc", "accuracy", "classes", accuracy, None, higher_is_better=True, unit="%", digits=2),
+    Measure(
+        "ece",
+        "calibration error (ECE)",
+        "classes",
+        calibration_gaps,
+        expected_calibration_error,
+        higher_is_better=False,
+        unit="%",
+        digits=2,
+    ),
     Measure("mse", "mean squared error", "values", squared_error, None, higher_is_better=False, unit="", digits=4),
 )
 
