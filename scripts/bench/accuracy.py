@@ -143,7 +143,7 @@ def _episode(train: Tasks, config: RunConfig, step: int) -> Episode:
 
 
 def job_on(config: RunConfig, parts: Parts, episode: Episode) -> Job:
-    workload = Workload("omniglot", "", tuple(parts.data.item), ())
+    workload = Workload("omniglot", "", tuple(parts.data.item_shape), ())
     assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} has no twin"
     return Job(workload, config, config.algo, parts.net, parts.meta, episode)
 

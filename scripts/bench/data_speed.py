@@ -29,7 +29,8 @@ from metarun.config.schema import load
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import packed
 from metarun.data.store.pool import Pool
-from metarun.data.tasks.labelled import open_classes
+from metarun.data.tasks.contracts import Rotations
+from metarun.data.tasks.opening import open_classes
 from metarun.run.build import assemble
 from metarun.types import Kind
 
@@ -52,7 +53,7 @@ class MadeUp:
     item: tuple[int, int, int]
     mean: float = 0.5
     std: float = 0.25
-    rotations: str = "none"
+    rotations: Rotations = "none"
 
     def load(self, say: Callable[[str], None]) -> Pool:
         pack = packed(f"madeup-{self.classes}-{self.pictures}-{self.item[1]}", self._contents, say)

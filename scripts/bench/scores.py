@@ -17,7 +17,7 @@ from bench.twin import twin
 from bench.workloads import Job, configured
 from metarun.algos.maml import MAML
 from metarun.config.schema import RunConfig
-from metarun.data.tasks.contracts import Data
+from metarun.data.tasks.contracts import TaskData
 from metarun.run.build import assemble, open_data
 from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Batch, Episode
@@ -58,7 +58,7 @@ def measured(device: torch.device, quick: bool, say: Callable[[str], None]) -> d
     return {"words": list(words), "episodes": count, "rows": measure.compared(rows)}
 
 
-def _job(config: RunConfig, data: Data, episode: Episode, dtype: torch.dtype) -> Job:
+def _job(config: RunConfig, data: TaskData, episode: Episode, dtype: torch.dtype) -> Job:
     parts = assemble(config, data)
     meta = {group: {name: value.to(dtype) for name, value in params.items()} for group, params in parts.meta.items()}
     support, query = (Batch(batch.x.to(dtype), batch.y) for batch in (episode.support, episode.query))

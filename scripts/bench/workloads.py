@@ -126,7 +126,7 @@ def make_job(
     """`tasks`: None for as many as the workload has. `quick`: a narrow net and few tasks."""
     narrow = (f"model.width={QUICK_WIDTH}",) if quick and workload.pictures else ()
     config = configured((*workload.words, *narrow))
-    outputs = config.task.train.ways_span[1] if workload.pictures else 1
+    outputs = config.task.train.ways_range[1] if workload.pictures else 1
     values: dict[str, Any] = dict(config.model.values)
     net, weights = assemble(config.model.path, values, workload.item, outputs, SEED)
     net.module.to(device=device, dtype=dtype)
@@ -143,7 +143,7 @@ def make_job(
 def noise(workload: Workload, config: RunConfig, device: torch.device, dtype: torch.dtype, tasks: int) -> Episode:
     """Random pictures, or points of sine curves: drawn in float32, so that they are the same in every precision."""
     shape, dice = config.task.train, torch.Generator().manual_seed(SEED + 2)
-    ways, shots = shape.ways_span[1], shape.shots_span[1]
+    ways, shots = shape.ways_range[1], shape.shots_range[1]
     amplitude, phase = (torch.rand(tasks, 1, 1, generator=dice) for _ in range(2))
 
     def batch(each: int) -> Batch:

@@ -199,16 +199,17 @@ def test_scratch_has_nothing_to_learn() -> None:
 
 def test_a_batch_has_the_images_of_its_labels() -> None:
     data = opened("all")
+    items, classes = data.items, data.items.splits["train"].classes
     episode = data.batches(shape(5, 2, 3), seed=4)(torch.arange(60))
     x, y = (torch.cat(both, dim=1) for both in zip(episode.support, episode.query, strict=True))
     assert (episode.support.y.shape, episode.query.y.shape, y.dtype) == ((60, 10), (60, 15), torch.int64)
-    assert set(y.flatten().tolist()) == set(range(len(data.classes["train"])))
-    byte = ((x * data.std + data.mean) * 255).round().long()
-    drawn = torch.zeros(len(data.classes["train"]), IMAGES)
+    assert set(y.flatten().tolist()) == set(range(len(classes)))
+    byte = ((x * items.std + items.mean) * 255).round().long()
+    drawn = torch.zeros(len(classes), IMAGES)
     for picture, label in zip(byte.flatten(0, 1), y.flatten(), strict=True):
-        number, turns = data.classes["train"][label].tolist()
+        number, turns = classes[label].tolist()
         image = int(picture[0, 2, 3]) - number * IMAGES
-        assert torch.equal(picture, torch.rot90(data.items[data.first[number] + image].long(), turns, dims=(1, 2)))
+        assert torch.equal(picture, torch.rot90(items.rows[items.first_row[number] + image].long(), turns, dims=(1, 2)))
         drawn[label, image] += 1
     assert chi_square(drawn.sum(1)) < 3.5
     assert chi_square(drawn.sum(0)) < 3.5

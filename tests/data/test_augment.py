@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from metarun.data.tasks import random_bits as draw
-from metarun.data.tasks.augment import STREAM, Augment
-from metarun.data.tasks.labelled import open_classes
+from metarun.data.tasks import random_bits
+from metarun.data.tasks.augment import AUGMENT_STREAM, Augment
+from metarun.data.tasks.opening import open_classes
 from metarun.types import Split
 from support.labelled import Source
 from support.shapes import shape
@@ -34,7 +34,7 @@ def pictures(channels: int = 3) -> Tensor:
 
 def drawn(per: str) -> NDArray[Any]:
     own = B if per == "image" else 1
-    u = draw.uniform(3, 0, NUMBERS, STREAM, own * 6).view(T, own, 6).expand(T, B, 6)
+    u = random_bits.uniform_floats(3, 0, NUMBERS, AUGMENT_STREAM, own * 6).view(T, own, 6).expand(T, B, 6)
     found: NDArray[Any] = u.numpy()
     return found
 
@@ -65,7 +65,7 @@ def spans(what: Augment) -> tuple[float, float, float]:
 def test_a_batch_is_altered_as_each_picture_is_by_hand(per: str, channels: int) -> None:
     what = augment(**{**ALL, "per": per})
     x = pictures(channels)
-    altered = what.altered(x, 3, 0, NUMBERS)
+    altered = what.apply(x, 3, 0, NUMBERS)
     u = drawn(per)
     for task in range(T):
         for place in range(B):
@@ -78,7 +78,7 @@ def test_colours_change_as_pillow_changes_them() -> None:
     """Within a grey level or two of 255, since Pillow rounds at every step."""
     x = pictures()
     for name, enhance in (("brightness", ImageEnhance.Brightness), ("saturation", ImageEnhance.Color)):
-        altered = augment(**{name: 0.5}).altered(x, 3, 0, NUMBERS)
+        altered = augment(**{name: 0.5}).apply(x, 3, 0, NUMBERS)
         u = drawn("image")[..., {"brightness": 3, "saturation": 5}[name]]
         for task in range(T):
             pixels = (x[task, 0] * 255).round().byte().permute(1, 2, 0).numpy()
@@ -88,30 +88,27 @@ def test_colours_change_as_pillow_changes_them() -> None:
 
 
 def test_nothing_set_changes_nothing() -> None:
-    assert augment().idle
-    assert torch.equal(augment().altered(pictures(), 3, 0, NUMBERS), pictures())
+    assert augment().changes_nothing
+    assert torch.equal(augment().apply(pictures(), 3, 0, NUMBERS), pictures())
     for name in ("crop", "flip", "brightness", "contrast", "saturation"):
-        assert not augment(**{name: 1}).idle
+        assert not augment(**{name: 1}).changes_nothing
 
 
 def test_all_places_and_both_sides_are_drawn() -> None:
     x = torch.zeros(400, 5, 1, SIDE, SIDE, dtype=torch.float64)
     x[..., 4, 3] = 1
-    moved = augment(crop=2, flip=0.5).altered(x, 0, 0, torch.arange(400)).flatten(0, 2)
+    moved = augment(crop=2, flip=0.5).apply(x, 0, 0, torch.arange(400)).flatten(0, 2)
     spots = {tuple(place) for place in moved.nonzero()[:, 1:].tolist()}
     assert {row for row, _ in spots} == {2, 3, 4, 5, 6}
     assert {column for _, column in spots} == {1, 2, 3, 4, 5} | {3 + 0, 4, 5, 6, 7}
-    mirrored = augment(flip=0.25).altered(x, 0, 0, torch.arange(400)).flatten(0, 2)[:, 4, 5].mean()
+    mirrored = augment(flip=0.25).apply(x, 0, 0, torch.arange(400)).flatten(0, 2)[:, 4, 5].mean()
     assert abs(float(mirrored) - 0.25) < 0.05
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_only_training_is_altered_and_the_task_decides_how(split: Split) -> None:
     source, cpu = Source("none"), torch.device("cpu")
-    plain, changed = (
-        open_classes(source, cpu, torch.float64, lambda _: None, what)  # type: ignore[arg-type]  # a made-up source
-        for what in (None, augment(**ALL))
-    )
+    plain, changed = (open_classes(source, cpu, torch.float64, lambda _: None, what) for what in (None, augment(**ALL)))
     tasks = changed.tasks(split, shape(3, 1, 2), 0)
     together, before = tasks(torch.arange(9)), plain.tasks(split, shape(3, 1, 2), 0)(torch.arange(9))
     assert torch.equal(together.support.x, before.support.x) == (split != "train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metarun.data.tasks import random_bits as draw
+from metarun.data.tasks import random_bits
 
 WORD = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -26,7 +26,7 @@ def plain_bits(seed: int, split: int, index: int, stream: int, count: int) -> li
 
 def test_bits_are_those_of_unbounded_integers() -> None:
     index = torch.tensor([0, 1, 7, 2**40])
-    drawn = draw.bits(123, 2, index, 5, 6)
+    drawn = random_bits.bits(123, 2, index, 5, 6)
     expected = [plain_bits(123, 2, int(i), 5, 6) for i in index]
     assert [[value & WORD for value in row] for row in drawn.tolist()] == expected
 
@@ -41,23 +41,27 @@ def test_splitmix_reference_values() -> None:
 
 
 def test_a_row_depends_on_its_own_number_only() -> None:
-    all_at_once = draw.bits(0, 0, torch.arange(50), 1, 9)
-    backwards = draw.bits(0, 0, torch.arange(49, -1, -1), 1, 9).flip(0)
-    one_by_one = torch.cat([draw.bits(0, 0, torch.tensor([i]), 1, 9) for i in range(50)])
+    all_at_once = random_bits.bits(0, 0, torch.arange(50), 1, 9)
+    backwards = random_bits.bits(0, 0, torch.arange(49, -1, -1), 1, 9).flip(0)
+    one_by_one = torch.cat([random_bits.bits(0, 0, torch.tensor([i]), 1, 9) for i in range(50)])
     assert torch.equal(all_at_once, backwards)
     assert torch.equal(all_at_once, one_by_one)
 
 
 def test_seed_split_stream_and_number_all_matter() -> None:
     index = torch.arange(1000)
-    base = draw.bits(0, 0, index, 1, 4)
-    for other in (draw.bits(1, 0, index, 1, 4), draw.bits(0, 1, index, 1, 4), draw.bits(0, 0, index, 2, 4)):
+    base = random_bits.bits(0, 0, index, 1, 4)
+    for other in (
+        random_bits.bits(1, 0, index, 1, 4),
+        random_bits.bits(0, 1, index, 1, 4),
+        random_bits.bits(0, 0, index, 2, 4),
+    ):
         assert not (base == other).any()
     assert torch.unique(base).numel() == base.numel()
 
 
 def test_uniform_fills_the_unit_interval() -> None:
-    u = draw.uniform(3, 1, torch.arange(20_000), 1, 5)
+    u = random_bits.uniform_floats(3, 1, torch.arange(20_000), 1, 5)
     assert float(u.min()) >= 0
     assert float(u.max()) < 1
     expected = u.numel() / 64
@@ -67,7 +71,7 @@ def test_uniform_fills_the_unit_interval() -> None:
 
 
 def test_choose_draws_without_replacement_and_fairly() -> None:
-    chosen = draw.choose(draw.bits(0, 0, torch.arange(30_000), 1, 6), 3)
+    chosen = random_bits.distinct(random_bits.bits(0, 0, torch.arange(30_000), 1, 6), 3)
     assert all(len(set(row)) == 3 for row in chosen[:200].tolist())
     ordered = chosen[:, 0] * 36 + chosen[:, 1] * 6 + chosen[:, 2]
     counts = torch.unique(ordered, return_counts=True)[1]

@@ -14,24 +14,16 @@ from metarun.config.compose import compose
 from metarun.config.schema import load
 from metarun.data.sources.mixture import Mixture
 from metarun.data.store.pool import DataError, Pool
-from metarun.data.tasks.fit import check_fit
-from metarun.data.tasks.mixture import MixtureData, open_mixture
+from metarun.data.tasks.contracts import check_fit
+from metarun.data.tasks.mixture import MixtureData
+from metarun.data.tasks.opening import open_mixture
 from metarun.errors import ConfigError
 from support.grouped import Grouped
-from support.labelled import CLASSES, SIZE, Source
+from support.labelled import CLASSES, SIZE, Coloured, Source
 from support.runs import TINY, only_run
 from support.shapes import shape
 
 CPU = torch.device("cpu")
-
-
-class Coloured(Source):
-    """The same pictures upside down in value, twice as large, of three channels."""
-
-    def load(self, say: object) -> Pool:
-        pool = super().load(say)
-        large = (255 - pool.items).repeat(2, axis=2).repeat(2, axis=3).repeat(3, axis=1)
-        return pool._replace(items=np.ascontiguousarray(large))
 
 
 def mixed(train: tuple[str, ...] = ("a", "b"), test: tuple[str, ...] = ("a", "b"), channels: int = 1) -> MixtureData:
@@ -46,15 +38,15 @@ def test_each_task_is_a_task_of_its_member() -> None:
     assert episode.index.tolist() == list(range(10))
     for place, name in enumerate(("a", "b")):
         own = data.members[name].tasks("train", shape(4, 2, 1), 3)(torch.arange(5))
-        assert torch.equal(data.fitted(own.support.x), episode.support.x[place::2])
-        assert torch.equal(data.fitted(own.query.x), episode.query.x[place::2])
+        assert torch.equal(data.to_common_shape(own.support.x), episode.support.x[place::2])
+        assert torch.equal(data.to_common_shape(own.query.x), episode.query.x[place::2])
         assert torch.equal(own.query.y, episode.query.y[place::2])
 
 
 def test_a_task_is_the_same_in_every_company_and_of_every_shape() -> None:
     data = mixed()
     tasks = data.tasks("train", shape((2, 3), (1, 2), 1), 0)
-    parts = tasks.parts(torch.arange(40))
+    parts = tasks.by_shape(torch.arange(40))
     assert {(part.ways, part.shots) for part in parts} == {(2, 1), (2, 2), (3, 1), (3, 2)}
     assert sorted(place for part in parts for place in part.places.tolist()) == list(range(40))
     for part in parts:
@@ -65,7 +57,7 @@ def test_a_task_is_the_same_in_every_company_and_of_every_shape() -> None:
 def test_pictures_of_both_come_to_one_size_and_number_of_channels() -> None:
     large = mixed().members["b"].tasks("train", shape(2, 1, 1), 0)(torch.arange(3)).support.x
     assert large.shape[2:] == (3, 2 * SIZE, 2 * SIZE)
-    grey, colour = mixed(channels=1).fitted(large), mixed(channels=3).fitted(large)
+    grey, colour = mixed(channels=1).to_common_shape(large), mixed(channels=3).to_common_shape(large)
     assert grey.shape[2:] == (1, SIZE, SIZE)
     assert colour.shape[2:] == (3, SIZE, SIZE)
     middle = (slice(None), slice(None), slice(None), slice(2, -2), slice(2, -2))  # of even value
@@ -76,15 +68,17 @@ def test_pictures_of_both_come_to_one_size_and_number_of_channels() -> None:
 def test_trained_on_one_and_tested_on_another() -> None:
     data = mixed(("a",), ("b",))
     own = data.members["b"].tasks("test", shape(3, 1, 1), 0)(torch.arange(4))
-    assert torch.equal(data.tasks("test", shape(3, 1, 1), 0)(torch.arange(4)).support.x, data.fitted(own.support.x))
-    assert data.parts_of("train") == ("a",)
-    assert data.parts_of("test") == ("b",)
-    assert data.names["test"][0].startswith("b/")
+    assert torch.equal(
+        data.tasks("test", shape(3, 1, 1), 0)(torch.arange(4)).support.x, data.to_common_shape(own.support.x)
+    )
+    assert data.member_names("train") == ("a",)
+    assert data.member_names("test") == ("b",)
+    assert data.class_names["test"][0].startswith("b/")
 
 
 def test_batches_number_all_training_classes_of_all() -> None:
     data = mixed()
-    assert data.training_classes == CLASSES
+    assert data.num_training_classes == CLASSES
     episode = data.batches(shape(5, 2, 2), 0)(torch.arange(40))
     labels = torch.cat([episode.support.y, episode.query.y], dim=1)
     assert set(labels[0::2].flatten().tolist()) == set(range(15))
@@ -101,12 +95,12 @@ def test_a_task_has_to_fit_into_every_member() -> None:
 
     sources, names = {"a": Source("none"), "b": Halves("none")}, ("a", "b")
     data = open_mixture(Mixture(sources, names, names, names, SIZE, 1), CPU, torch.float64, lambda _: None, None)
-    assert [room.groups for room in data.rooms("train")] == [(15,), (5, 5, 5)]
+    assert [capacity.group_sizes for capacity in data.capacities("train")] == [(15,), (5, 5, 5)]
     for ways, sampler, place in ((15, "group_as_task", 1), (5, "group_as_task", 0), (6, "within_group", 1)):
-        asked, fits = shape(ways, 1, 1, sampler=sampler), data.rooms("train")[1 - place]
+        asked, fits = shape(ways, 1, 1, sampler=sampler), data.capacities("train")[1 - place]
         check_fit("task", asked, "train", fits)
         with pytest.raises(ConfigError, match=f"sampler={sampler}"):
-            check_fit("task", asked, "train", data.rooms("train")[place])
+            check_fit("task", asked, "train", data.capacities("train")[place])
 
 
 def test_features_do_not_mix_with_pictures() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,9 +14,8 @@ from torch import Tensor
 from metarun.cli.main import main
 from metarun.data.splits import SPLITS
 from metarun.data.store.pool import Pool
-from metarun.data.tasks import random_bits as draw
-from metarun.data.tasks import sampler as drawing
-from metarun.data.tasks.labelled import ClassData, open_classes
+from metarun.data.tasks import random_bits, sampler
+from metarun.data.tasks.opening import LabelledData, open_classes
 from metarun.engine.vmap import Vmap
 from metarun.train.loop import mean
 from metarun.train.state import learned
@@ -26,18 +26,18 @@ from support.shapes import shape
 from support.small import ALGOS, SEED, distance, episodes, network
 
 
-def opened() -> ClassData:
-    return open_classes(Grouped(), torch.device("cpu"), torch.float64, lambda _: None)  # type: ignore[arg-type]
+def opened() -> LabelledData:
+    return open_classes(Grouped(), torch.device("cpu"), torch.float64, lambda _: None)
 
 
-def owners(data: ClassData, x: Tensor) -> Tensor:
+def owners(data: LabelledData, x: Tensor) -> Tensor:
     """The class number of each item."""
-    end = (data.first + data.count).double()
+    end = (data.items.first_row + data.items.num_items).double()
     return torch.searchsorted(end, x[..., 0].contiguous(), right=True)
 
 
-def names(data: ClassData) -> list[str]:
-    return [name for split in SPLITS for name in data.names[split]]
+def names(data: LabelledData) -> list[str]:
+    return [name for split in SPLITS for name in data.class_names[split]]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -47,26 +47,32 @@ def test_items_of_unequal_classes_are_all_used_and_never_twice(split: Split) -> 
     x = torch.cat([episode.support.x, episode.query.x], dim=1)
     assert all(len(set(task.tolist())) == 9 for task in x[..., 0])
     seen = set(x.flatten().int().tolist())
-    rows = [int(data.first[c]) + i for c in data.classes[split][:, 0] for i in range(int(data.count[c]))]
+    rows = [
+        int(data.items.first_row[c]) + i
+        for c in data.items.splits[split].classes[:, 0]
+        for i in range(int(data.items.num_items[c]))
+    ]
     assert seen == set(rows)
     drawn = Counter(owners(data, episode.support.x).flatten().tolist())
-    expected = 9000 / len(data.classes[split])
+    expected = 9000 / len(data.items.splits[split].classes)
     assert all(abs(count - expected) < 5 * expected**0.5 for count in drawn.values())  # classes, not items, are equal
     for number in drawn:  # and within a class its items are
         mine = x.flatten()[(owners(data, x) == number).flatten()]
-        per_item = torch.bincount((mine - data.first[number]).long(), minlength=int(data.count[number]))
+        per_item = torch.bincount(
+            (mine - data.items.first_row[number]).long(), minlength=int(data.items.num_items[number])
+        )
         mid = per_item.double().mean()
         assert (per_item - mid).abs().max() < 5 * mid**0.5
 
 
 def test_a_huge_class_is_drawn_from_as_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "LARGE_CLASS", 1)
+    monkeypatch.setattr(sampler, "LARGE_CLASS", 1)
     test_items_of_unequal_classes_are_all_used_and_never_twice("train")
 
 
 def test_few_of_many_are_different_and_in_random_order() -> None:
     sizes = torch.tensor([[5, 6, 1000]])
-    picked = draw.choose_few(1, 0, torch.arange(4000), 3, sizes.expand(4000, -1), 5)
+    picked = random_bits.distinct_of_many(1, 0, torch.arange(4000), 3, sizes.expand(4000, -1), 5)
     assert (picked < sizes[..., None]).all()
     assert (picked >= 0).all()
     assert all(len(set(row.tolist())) == 5 for task in picked for row in task)
@@ -96,7 +102,7 @@ def test_a_group_as_task_is_the_whole_group_with_its_labels_in_order_once_a_pass
     tasks = data.tasks("train", shape((4, 7), 2, 1, sampler="group_as_task"), 3)
     for start in (0, 3, 9):  # three passes
         groups: list[str] = []
-        for part in tasks.parts(torch.arange(start, start + 3)):
+        for part in tasks.by_shape(torch.arange(start, start + 3)):
             for number, task in enumerate(part.episode.support.x):
                 found = [names(data)[c] for c in owners(data, task).tolist()]
                 group = found[0].split("/")[0]
@@ -105,7 +111,7 @@ def test_a_group_as_task_is_the_whole_group_with_its_labels_in_order_once_a_pass
                 assert part.episode.support.y[number].tolist() == [n for n in range(part.ways) for _ in range(2)]
                 groups.append(group)
         assert sorted(groups) == ["train0", "train1", "train2"]
-    firsts = [tuple(part.places.tolist()) for s in range(0, 60, 3) for part in tasks.parts(torch.arange(s, s + 3))]
+    firsts = [tuple(part.places.tolist()) for s in range(0, 60, 3) for part in tasks.by_shape(torch.arange(s, s + 3))]
     assert len(set(firsts)) > 2  # the order is not the same in every pass
 
 
@@ -136,7 +142,7 @@ VARIED = shape((2, 5), (1, 3), 2)
 def test_varied_shapes_are_all_drawn_evenly_and_a_task_is_the_same_in_every_company() -> None:
     data = opened()
     tasks = data.tasks("test", VARIED, 0)
-    parts = tasks.parts(torch.arange(2400))
+    parts = tasks.by_shape(torch.arange(2400))
     assert {(part.ways, part.shots) for part in parts} == {(n, k) for n in (2, 3, 4, 5) for k in (1, 2, 3)}
     assert all(abs(len(part.places) - 200) < 5 * 200**0.5 for part in parts)
     assert sorted(place for part in parts for place in part.places.tolist()) == list(range(2400))
@@ -169,9 +175,9 @@ def test_a_meta_batch_of_varied_shapes_has_the_mean_gradient_of_its_tasks_one_by
     algo = ALGOS["protonet"](bn)
     meta = algo.init(net, weights, SEED)
     engine = Vmap(chunk=None).build(algo, net)
-    data = open_classes(Pictures(), torch.device("cpu"), torch.float64, lambda _: None)  # type: ignore[arg-type]
+    data = open_classes(Pictures(), torch.device("cpu"), torch.float64, lambda _: None)
     tasks = data.tasks("test", VARIED, 0)
-    parts = tasks.parts(torch.arange(12))
+    parts = tasks.by_shape(torch.arange(12))
     assert len(parts) > 3
     grads, aux = mean([engine.meta_grad(meta, part.episode, 0) for part in parts], parts)
     alone = [engine.meta_grad(meta, tasks(torch.tensor([i])), 0) for i in range(12)]
@@ -200,16 +206,21 @@ def test_a_limited_number_of_tasks_comes_again_in_order_or_shuffled() -> None:
 
 def test_standardised_features_have_mean_0_and_spread_1_over_the_training_rows_alone() -> None:
     class Scaled(Grouped):
-        standardise = "columns"
+        standardise: Literal["columns", "none"] = "columns"
 
         def load(self, say: object) -> Pool:
             pool = super().load(say)
             column = pool.items
             return pool._replace(items=np.concatenate([column, 100 - 3 * column, np.ones_like(column)], axis=1))
 
-    data = open_classes(Scaled(), torch.device("cpu"), torch.float64, lambda _: None)  # type: ignore[arg-type]
-    train = torch.cat([torch.arange(int(data.first[c]), int(data.first[c] + data.count[c])) for c in range(15)])
-    x = data.normalised(data.unit(data.gathered(train)))
+    data = open_classes(Scaled(), torch.device("cpu"), torch.float64, lambda _: None)
+    train = torch.cat(
+        [
+            torch.arange(int(data.items.first_row[c]), int(data.items.first_row[c] + data.items.num_items[c]))
+            for c in range(15)
+        ]
+    )
+    x = (data.items.rows[train].double() - data.items.mean) / data.items.std
     assert torch.allclose(x.mean(0), torch.zeros(3, dtype=x.dtype), atol=1e-12)
     assert torch.allclose(x[:, :2].var(0, correction=0), torch.ones(2, dtype=x.dtype), atol=1e-12)
     assert (x[:, 2] == 0).all()

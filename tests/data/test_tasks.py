@@ -9,17 +9,22 @@ import torch
 
 from metarun.data.sources.sine import Sine
 from metarun.data.splits import SPLITS
-from metarun.data.tasks.labelled import ClassData
-from metarun.data.tasks.sampler import ClassTasks
-from metarun.data.tasks.sinusoids import SineTasks
+from metarun.data.tasks.contracts import Rotations
+from metarun.data.tasks.opening import LabelledData
+from metarun.data.tasks.sampler import EpisodeSampler
+from metarun.data.tasks.sinusoids import SinusoidTasks
 from metarun.types import Split
 from support.labelled import CPU, IMAGES, SIZE, opened
 from support.shapes import shape
 
 
-def codes(data: ClassData, x: torch.Tensor) -> torch.Tensor:
+def codes(data: LabelledData, x: torch.Tensor) -> torch.Tensor:
     """Back to the byte in the middle of each image."""
-    return ((x * data.std + data.mean) * 255).round()[..., 0, SIZE // 2, SIZE // 2].long()
+    return ((x * data.items.std + data.items.mean) * 255).round()[..., 0, SIZE // 2, SIZE // 2].long()
+
+
+def classes_of(data: LabelledData) -> dict[Split, torch.Tensor]:
+    return {split: found.classes for split, found in data.items.splits.items()}
 
 
 SHAPE = shape(5, 2, 3)
@@ -39,7 +44,7 @@ def test_a_task_is_the_same_in_every_company() -> None:
 def test_classes_are_of_the_split_and_images_are_used_once(split: Split) -> None:
     data = opened()
     episode = data.tasks(split, SHAPE, seed=0)(torch.arange(200))
-    allowed = set(data.classes[split][:, 0].tolist())
+    allowed = set(classes_of(data)[split][:, 0].tolist())
     seen: set[int] = set()
     for t in range(200):
         support, query = codes(data, episode.support.x[t]), codes(data, episode.query.x[t])
@@ -68,34 +73,34 @@ def test_splits_and_seeds_draw_differently() -> None:
 def test_normalisation_is_that_of_the_source() -> None:
     data = opened()
     tasks = data.tasks("test", SHAPE, seed=0)
-    assert isinstance(tasks, ClassTasks)
-    number = data.classes["test"][tasks.pick_classes(torch.arange(4), WAYS)][..., 0]
-    image = tasks.pick_items(torch.arange(4), number, SHOTS + QUERIES)
+    assert isinstance(tasks, EpisodeSampler)
+    number = classes_of(data)["test"][tasks.choose_classes(torch.arange(4), WAYS)][..., 0]
+    image = tasks.choose_items(torch.arange(4), number, SHOTS + QUERIES)
     x = tasks(torch.arange(4)).support.x[:, 0, 0, 3, 3]
     byte = (number[:, 0] * IMAGES + image[:, 0, 0]).double()
     assert torch.allclose(x, (byte / 255 - 0.25) / 0.5, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize(("rotations", "turned"), [("none", ()), ("train", ("train",)), ("all", SPLITS)])
-def test_rotations_make_classes(rotations: str, turned: tuple[Split, ...]) -> None:
+def test_rotations_make_classes(rotations: Rotations, turned: tuple[Split, ...]) -> None:
     data = opened(rotations)
     plain = opened()
     for split in SPLITS:
         factor = 4 if split in turned else 1
-        assert len(data.classes[split]) == factor * len(plain.classes[split])
+        assert len(classes_of(data)[split]) == factor * len(classes_of(plain)[split])
 
 
 def test_a_turned_class_is_turned_by_quarters() -> None:
     data = opened("all")
     tasks = data.tasks("train", shape(8, 1, 1), seed=0)
-    assert isinstance(tasks, ClassTasks)
-    number, turn = data.classes["train"][tasks.pick_classes(torch.arange(20), 8)].unbind(-1)
-    image = tasks.pick_items(torch.arange(20), number, 2)
+    assert isinstance(tasks, EpisodeSampler)
+    number, turn = classes_of(data)["train"][tasks.choose_classes(torch.arange(20), 8)].unbind(-1)
+    image = tasks.choose_items(torch.arange(20), number, 2)
     x = tasks(torch.arange(20)).support.x
     assert set(turn.flatten().tolist()) == {0, 1, 2, 3}
     for t in range(20):
         for way in range(8):
-            stored = data.items[data.first[number[t, way]] + image[t, way, 0]]
+            stored = data.items.rows[data.items.first_row[number[t, way]] + image[t, way, 0]]
             expected = torch.rot90(stored, int(turn[t, way]), dims=(-2, -1))
             assert torch.equal(((x[t, way] * 0.5 + 0.25) * 255).round().byte(), expected)
 
@@ -104,7 +109,7 @@ def test_sine_is_the_curve_it_says() -> None:
     source = Sine((0.1, 5.0), (0.0, math.pi), (-5.0, 5.0))
     data = source.open(CPU, torch.float64)
     tasks = data.tasks("train", shape(1, 10, 10), seed=0)
-    assert isinstance(tasks, SineTasks)
+    assert isinstance(tasks, SinusoidTasks)
     episode = tasks(torch.arange(500))
     x, y = episode.support.x[..., 0], episode.support.y[..., 0]
     assert x.shape == (500, 10)
@@ -119,8 +124,8 @@ def test_sine_is_the_curve_it_says() -> None:
     assert 4.9 < float(amplitude.max()) < 5 + 1e-9
     assert float(phase.min()) > -1e-9
     assert 3.1 < float(phase.max()) < math.pi + 1e-9
-    assert torch.allclose(tasks.wave(episode.index, x), y)
-    query = tasks.wave(episode.index, episode.query.x[..., 0])
+    assert torch.allclose(tasks.sinusoids(episode.index, x), y)
+    query = tasks.sinusoids(episode.index, episode.query.x[..., 0])
     assert torch.allclose(query, episode.query.y[..., 0])
 
 

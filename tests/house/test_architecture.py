@@ -88,7 +88,6 @@ def test_imports_come_from_rooms_below(file: Path) -> None:
         assert level(there) > level(room(file)), f"{file}:{node.lineno} imports {name}"
 
 
-@pytest.mark.xfail(reason="two circles in data/tasks, which the rewrite of the sampler removes")
 def test_no_import_circles() -> None:
     """Imports inside functions and those for a type checker count too."""
     known = {name: {found for each, _ in imports(file) if (found := imported_module(each))} - {"metarun", name}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import numpy as np
 
 from metarun.data.splits import SPLITS
 from metarun.data.store.pool import Pool, make_pool
-from metarun.types import Split
+from metarun.types import Kind, Split
 
 GROUPS = {"train": (4, 4, 7), "val": (3, 3), "test": (6, 5, 4)}
 SIZES = {"train": (5, 9, 12), "val": (6, 8), "test": (20, 7, 6)}  # items of the classes of each group
@@ -15,8 +17,8 @@ SIZES = {"train": (5, 9, 12), "val": (6, 8), "test": (20, 7, 6)}  # items of the
 class Grouped:
     """Item r has the one feature r, so that what was drawn can be read off."""
 
-    kind = "classes"
-    standardise = "none"
+    kind: ClassVar[Kind] = "classes"
+    standardise: Literal["columns", "none"] = "none"
 
     def load(self, say: object) -> Pool:
         names: list[str] = []

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data.store.pool import Pool
-from metarun.data.tasks.contracts import Span, TaskShape
+from metarun.data.tasks.contracts import CountRange, TaskShape
 
 
-def shape(ways: Span, shots: Span, queries: int, noise: float = 0.0, **changed: Any) -> TaskShape:
+def shape(ways: CountRange, shots: CountRange, queries: int, noise: float = 0.0, **changed: Any) -> TaskShape:
     plain: dict[str, Any] = {"imbalance": 0, "sampler": "uniform", "tasks": None, "order": "cyclic"}
     return TaskShape(ways, shots, queries, noise, **{**plain, **changed})
 

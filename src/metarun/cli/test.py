@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarun.config.compose import Composed, compose, overlay
 from metarun.config.device import set_tf32
-from metarun.config.schema import RunConfig, check_room, load
+from metarun.config.schema import RunConfig, check_capacities, load
 from metarun.data.tasks.contracts import shape_name
 from metarun.errors import ConfigError
 from metarun.measures import primary_measure
@@ -45,7 +45,7 @@ def test(words: list[str]) -> int:
     keep_pages(config.allocator)
     set_tf32(config.tf32)
     data = open_data(config, say)
-    check_room(config, data, ("test",))
+    check_capacities(config, data, ("test",))
     parts = assemble(config, data)
     _fill(parts.meta, trained["meta"], config)
     shape = shape_name(config.task.test)

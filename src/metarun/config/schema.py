@@ -19,14 +19,15 @@ from metarun.data.tasks.augment import Augment
 from metarun.data.tasks.contracts import (
     ClassSampler,
     ClassSource,
-    Data,
+    CountRange,
     FunctionSource,
-    Span,
+    TaskData,
     TaskShape,
+    check_fit,
+    check_functions,
+    range_text,
     shape_name,
-    shown,
 )
-from metarun.data.tasks.fit import check_fit, check_plain
 from metarun.errors import ConfigError
 from metarun.torch_setup.allocator import Allocator
 from metarun.torch_setup.quiet_import import quiet_import
@@ -42,8 +43,8 @@ TF32_OFF = ("tf32", False)  # as if it were not there
 
 @dataclass(frozen=True)
 class TaskConfig:
-    ways: Span
-    shots: Span
+    ways: CountRange
+    shots: CountRange
     queries: int
     label_noise: float
     imbalance: int
@@ -198,12 +199,12 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
     return config
 
 
-def check_room(config: RunConfig, data: Data, splits: Sequence[Split]) -> None:
+def check_capacities(config: RunConfig, data: TaskData, splits: Sequence[Split]) -> None:
     """Whether each split can hold the tasks asked of it."""
     for split in splits:
         prefix, shape = ("task.train", config.task.train) if split == "train" else ("task", config.task.test)
-        for room in data.rooms(split):
-            check_fit(prefix, shape, split, room)
+        for capacity in data.capacities(split):
+            check_fit(prefix, shape, split, capacity)
 
 
 def _check_match(config: RunConfig) -> None:
@@ -223,13 +224,13 @@ def _check_match(config: RunConfig) -> None:
         raise ConfigError(f"train.steps=0: algo={name} has to learn; need at least 1")
     for prefix, shape in (("task", config.task.test), ("task.train", config.task.train)):
         if config.kind == "values":
-            check_plain(prefix, shape, data)
+            check_functions(prefix, shape, data)
         if config.algo.uses_head and not isinstance(shape.ways, int):
             raise ConfigError(
-                f"{prefix}.ways={shown(shape.ways)}: algo={name} learns a head for one number of ways; give one, "
+                f"{prefix}.ways={range_text(shape.ways)}: algo={name} learns a head for one number of ways; give one, "
                 "or use protonet"
             )
-    ways, train_ways = shown(config.task.ways), shown(config.task.train.ways)
+    ways, train_ways = range_text(config.task.ways), range_text(config.task.train.ways)
     if config.algo.uses_head and ways != train_ways:
         raise ConfigError(
             f"task.train.ways={train_ways}: algo={name} learns a head for one number of ways and is tested at "
@@ -256,7 +257,7 @@ def _data(plain: Mapping[str, Any]) -> Any:
 
 def _augment(plain: Mapping[str, Any]) -> Augment | None:
     augment = build(Augment, _group(plain, "augment"), "augment")
-    return None if augment.idle else augment
+    return None if augment.changes_nothing else augment
 
 
 def _target(plain: Mapping[str, Any], key: str) -> Any:

@@ -7,13 +7,11 @@ from typing import NamedTuple, cast
 
 import torch
 
-from metarun.config.schema import RunConfig, check_room
-from metarun.data.sources.mixture import Mixture
+from metarun.config.schema import RunConfig, check_capacities
 from metarun.data.splits import SPLITS
 from metarun.data.store.pool import DataError
-from metarun.data.tasks.contracts import Classes, Data, Tasks
-from metarun.data.tasks.labelled import open_classes
-from metarun.data.tasks.mixture import open_mixture
+from metarun.data.tasks import opening
+from metarun.data.tasks.contracts import ClassificationData, TaskData, Tasks
 from metarun.errors import ConfigError
 from metarun.models.functional import assemble as assemble_net
 from metarun.types import Engine, Meta, Net
@@ -23,7 +21,7 @@ OWN = 1 << 32  # keeps what an algorithm draws apart from what the net drew by t
 
 
 class Parts(NamedTuple):
-    data: Data
+    data: TaskData
     net: Net
     meta: Meta
     engine: Engine
@@ -32,34 +30,24 @@ class Parts(NamedTuple):
 def prepare(config: RunConfig, say: Callable[[str], None]) -> Parts:
     """Everything that can be wrong with a configuration shows here, before anything is written."""
     data = open_data(config, say)
-    check_room(config, data, SPLITS)
+    check_capacities(config, data, SPLITS)
     return assemble(config, data)
 
 
-def open_data(config: RunConfig, say: Callable[[str], None]) -> Data:
+def open_data(config: RunConfig, say: Callable[[str], None]) -> TaskData:
+    name = config.choices["data"]
     try:
-        if config.kind == "values":
-            data: Data = config.data.open(config.device, DTYPE)  # type: ignore[union-attr]  # kind tells the sources apart
-        else:
-            data = open_labelled(config, say)
+        return opening.open_data(config.data, config.device, DTYPE, say, config.augment, name)
     except DataError as error:
-        raise ConfigError(f"data={config.choices['data']}: {error}") from error
-    return data
+        raise ConfigError(f"data={name}: {error}") from error
 
 
-def open_labelled(config: RunConfig, say: Callable[[str], None]) -> Classes:
-    source, device, augment = config.data, config.device, config.augment
-    if isinstance(source, Mixture):
-        return open_mixture(source, device, DTYPE, say, augment)
-    return open_classes(source, device, DTYPE, say, augment, config.choices["data"])  # type: ignore[arg-type]  # as above
-
-
-def assemble(config: RunConfig, data: Data) -> Parts:
-    outputs = config.task.train.ways_span[1] if config.kind == "classes" else 1
+def assemble(config: RunConfig, data: TaskData) -> Parts:
+    outputs = config.task.train.ways_range[1] if config.kind == "classes" else 1
     if config.algo.trains_on == "batches":
-        outputs = cast(Classes, data).training_classes
+        outputs = cast(ClassificationData, data).num_training_classes
     try:
-        net, weights = assemble_net(config.model.path, dict(config.model.values), data.item, outputs, config.seed)
+        net, weights = assemble_net(config.model.path, dict(config.model.values), data.item_shape, outputs, config.seed)
     except ValueError as error:
         raise ConfigError(f"model={config.choices['model']}: {error}") from error
     net.module.to(config.device)
@@ -75,8 +63,8 @@ def assemble(config: RunConfig, data: Data) -> Parts:
     return Parts(data, net, meta, engine)
 
 
-def train_tasks(config: RunConfig, data: Data) -> Tasks:
+def train_tasks(config: RunConfig, data: TaskData) -> Tasks:
     if config.algo.trains_on == "batches":
         assert config.kind == "classes", f"batches of {config.kind}"
-        return cast(Classes, data).batches(config.task.train, config.seed)
+        return cast(ClassificationData, data).batches(config.task.train, config.seed)
     return data.tasks("train", config.task.train, config.seed)

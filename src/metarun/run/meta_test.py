@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.config.schema import RunConfig
-from metarun.data.tasks.contracts import Classes, Tasks
-from metarun.data.tasks.sinusoids import SineTasks
+from metarun.data.tasks.contracts import ClassificationData, Tasks
+from metarun.data.tasks.sinusoids import SinusoidTasks
 from metarun.measures import Estimate, Measure, measures_for
 from metarun.results import plots
 from metarun.run.build import Parts
@@ -40,7 +40,7 @@ def meta_test(
     summary: dict[str, float] = {}
     for measure in measures:
         summary |= _as_metrics(found[measure.name], f"test/{measure.name}", _interval_name(measure, primary))
-    sources = cast(Classes, parts.data).parts_of("test") if config.kind == "classes" else ()
+    sources = cast(ClassificationData, parts.data).member_names("test") if config.kind == "classes" else ()
     return {**summary, "test/episodes": episodes, **scores_by_source(sources, measures, found)}
 
 
@@ -75,25 +75,25 @@ def write_scores(path: Path, score: Estimate) -> None:
 
 def draw_episodes(parts: Parts, meta: Meta, tasks: Tasks, path: Path) -> None:
     """The first few tasks of the split: items with predictions, or curves before and after adaptation."""
-    found = tasks.parts(torch.arange(PICTURED))
-    if isinstance(tasks, SineTasks):
+    found = tasks.by_shape(torch.arange(PICTURED))
+    if isinstance(tasks, SinusoidTasks):
         _draw_curves(parts, meta, tasks, found[0].episode, path)
         return
     shown: dict[int, plots.Shown] = {}
     for places, episode, *_ in found:
         predicted = parts.engine.scores(meta, episode).argmax(-1)
-        support_x, query_x = (_looks(cast(Classes, parts.data), batch.x) for batch in (episode.support, episode.query))
+        support_x, query_x = (_looks(cast(ClassificationData, parts.data), batch.x) for batch in (episode.support, episode.query))
         columns = (support_x, _array(episode.support.y), query_x, _array(episode.query.y), _array(predicted))
         shown |= dict(zip(places.tolist(), (plots.Shown(*row) for row in zip(*columns, strict=True)), strict=True))
     draw = plots.episodes if shown[0].support_x.ndim == 4 else plots.features
     draw([shown[number] for number in sorted(shown)], path)
 
 
-def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, path: Path) -> None:
-    low, high = tasks.data.source.x
+def _draw_curves(parts: Parts, meta: Meta, tasks: SinusoidTasks, episode: Episode, path: Path) -> None:
+    low, high = tasks.data.x
     grid = torch.linspace(low, high, GRID, dtype=torch.float64, device=episode.index.device)
     x_TQ = grid.expand(PICTURED, -1)
-    truth = tasks.wave(episode.index, x_TQ)
+    truth = tasks.sinusoids(episode.index, x_TQ)
     x = x_TQ[..., None].to(episode.support.x.dtype)
     after = parts.engine.scores(meta, Episode(episode.support, Batch(x, torch.zeros_like(x)), episode.index))
     before = None
@@ -105,8 +105,8 @@ def _draw_curves(parts: Parts, meta: Meta, tasks: SineTasks, episode: Episode, p
     plots.regression([plots.Fit(*row) for row in zip(*columns, strict=True)], path)
 
 
-def _looks(data: Classes, x: Tensor) -> NDArray[Any]:
-    pixels = data.pixels(x)
+def _looks(data: ClassificationData, x: Tensor) -> NDArray[Any]:
+    pixels = data.as_pixels(x)
     return _array(x if pixels is None else pixels)
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from metarun.config.device import set_tf32
 from metarun.config.schema import RunConfig
 from metarun.data.splits import split_file
-from metarun.data.tasks.contracts import Classes
+from metarun.data.tasks.contracts import ClassificationData
 from metarun.errors import RunError
 from metarun.measures import Estimate
 from metarun.results import plots
@@ -50,7 +50,7 @@ def execute(config: RunConfig) -> Outcome:
             show_result(summary, run.path)
             return Outcome(summary, 0)
         if config.kind == "classes":
-            write_text(run.split, split_file.text(cast(Classes, parts.data).names))
+            write_text(run.split, split_file.text(cast(ClassificationData, parts.data).class_names))
         with listening() as stop:
             try:
                 plan = settle(config, parts, run, stop, say)

@@ -117,7 +117,7 @@ class Steps:
 
     def __init__(self, config: RunConfig, parts: Parts, case: Case, stop: Stop) -> None:
         self._config, self._parts, self._case, self._stop = config, parts, case, stop
-        drawn = train_tasks(config, parts.data).parts(torch.arange(config.train.meta_batch))
+        drawn = train_tasks(config, parts.data).by_shape(torch.arange(config.train.meta_batch))
         self._episodes = [part.episode for part in drawn]
 
     @cached_property

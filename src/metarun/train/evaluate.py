@@ -43,7 +43,7 @@ def score_episodes(
     done = 0
     for index_T in torch.split(index_E, batch):
         parts = [
-            (part.places, engine.scores(meta, part.episode), part.episode.query.y) for part in tasks.parts(index_T)
+            (part.places, engine.scores(meta, part.episode), part.episode.query.y) for part in tasks.by_shape(index_T)
         ]
         order = torch.cat([places for places, _, _ in parts]).argsort()
         for measure in measures:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metarun.data.tasks.contracts import Part, Tasks
+from metarun.data.tasks.contracts import SameShapeTasks, Tasks
 from metarun.engine.compile.cuda_graph import Captured
 from metarun.measures import Estimate, Measure
 from metarun.train.interrupt import Stop
@@ -104,7 +104,7 @@ def meta_train(
             return state
         stop.check()
         first = state.step * pace.meta_batch
-        parts = train.parts(torch.arange(first, first + pace.meta_batch))
+        parts = train.by_shape(torch.arange(first, first + pace.meta_batch))
         grads, aux = mean([engine.meta_grad(state.meta, part.episode, state.step) for part in parts], parts)
         watch.see(state.step, aux.metrics["loss"], learned(grads))
         apply(state, grads)
@@ -115,7 +115,7 @@ def meta_train(
             keep.stepped(state, {f"train/{name}": value.item() for name, value in aux.metrics.items()})
 
 
-def mean(found: list[tuple[Meta, Aux]], parts: list[Part]) -> tuple[Meta, Aux]:
+def mean(found: list[tuple[Meta, Aux]], parts: list[SameShapeTasks]) -> tuple[Meta, Aux]:
     """Of means over parts that differ in size: the mean over all tasks."""
     if len(parts) == 1:
         return found[0]

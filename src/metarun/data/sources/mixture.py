@@ -1,30 +1,29 @@
-"""The choice of several data sets that take turns."""
+"""The choice of several data sets whose tasks take turns: task i comes from number i modulo their count."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # data sets are listed without torch
     from metarun.types import Kind, Split
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Names of data sets, each brought to one size and number of channels; `sources` has them all, by name."""
+    """Names of the data sets of each split. Images of all of them are brought to one size and number of channels."""
 
     kind: ClassVar[Kind] = "classes"
 
-    sources: Any
+    sources: Any  # Mapping[str, ClassSource]: the data sets that a split may name, built by config/schema.py
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
-    size: int
+    size: int  # pixels, of both sides
     channels: int
 
     def __post_init__(self) -> None:
-        for split in ("train", "val", "test"):
-            names = getattr(self, split)
+        for split, names in (("train", self.train), ("val", self.val), ("test", self.test)):
             unknown = [name for name in names if name not in self.sources]
             if unknown or not names:
                 known = ", ".join(self.sources)
@@ -34,6 +33,6 @@ class Mixture:
         if self.size < 1:
             raise ValueError(f"size={self.size}: use 1 pixel or more")
 
-    def of(self, split: Split) -> tuple[str, ...]:
-        found: tuple[str, ...] = getattr(self, split)
-        return found
+    def members(self, split: Split) -> tuple[str, ...]:
+        """The names of the data sets of this split, in the order in which they take turns."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:  # data sets are listed without torch
     import torch
 
-    from metarun.data.tasks.contracts import Data
+    from metarun.data.tasks.contracts import TaskData
     from metarun.types import Kind
 
 
 @dataclass(frozen=True)
 class Sine:
+    """The intervals that amplitude, phase and x are drawn from, uniformly."""
+
     amplitude: tuple[float, float]
     phase: tuple[float, float]
     x: tuple[float, float]
@@ -22,12 +24,11 @@ class Sine:
     kind: ClassVar[Kind] = "values"
 
     def __post_init__(self) -> None:
-        for name in ("amplitude", "phase", "x"):
-            low, high = getattr(self, name)
+        for name, (low, high) in (("amplitude", self.amplitude), ("phase", self.phase), ("x", self.x)):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(f"{name}=[{low}, {high}]: need two finite numbers, the smaller first")
 
-    def open(self, device: torch.device, dtype: torch.dtype) -> Data:
-        from metarun.data.tasks.sinusoids import SineData
+    def open(self, device: torch.device, dtype: torch.dtype) -> TaskData:
+        from metarun.data.tasks.sinusoids import SinusoidData
 
-        return SineData(self, device, dtype)
+        return SinusoidData(self.amplitude, self.phase, self.x, device, dtype)

@@ -1,177 +1,271 @@
-"""What a task is asked to look like, and what a data set answers: the contracts between sources, runs and engines."""
+"""Contracts between data sources, data sets on a device and runs: the shape of a task, and who answers for what."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from metarun.data.store.pool import Pool
+from metarun.data.store.pool import Pool, Say
+from metarun.errors import ConfigError
 from metarun.types import Episode, Kind, Split
 
-Span = int | tuple[int, int]  # a number, or the smallest and the largest of those that a task may have
+CountRange = int | tuple[int, int]
+"""One number for all tasks, or the smallest and the largest number; each task draws its own."""
+
 ClassSampler = Literal["uniform", "within_group", "group_as_task"]
-"""uniform: any classes of the split. within_group: all of one group (an alphabet, a superclass), and any of it.
-group_as_task: a task is one whole group, its classes always labelled alike."""
-Order = Literal["cyclic", "shuffled"]
+"""How a task chooses its classes. "uniform": any classes of the split. "within_group": all from one group (an alphabet,
+a superclass), any classes of it. "group_as_task": all classes of one group, always with the same labels."""
+
+TaskOrder = Literal["cyclic", "shuffled"]
+"""The order in which a limited number of tasks is repeated. "shuffled": a new order in every pass."""
 
 
 @dataclass(frozen=True)
 class TaskShape:
-    ways: Span
-    shots: Span
+    """What the tasks of a split look like: the values of `task=...`."""
+
+    ways: CountRange
+    shots: CountRange
     queries: int  # per class
-    label_noise: float  # chance of a support label to be wrong
+    label_noise: float  # probability that a support label is wrong
     imbalance: int  # a class has between shots - imbalance and shots + imbalance items in the support set
     sampler: ClassSampler
-    tasks: int | None  # how many different ones there are; None: every task is a new one
-    order: Order  # in which they come again
+    tasks: int | None  # number of different tasks; None: every task is a new one
+    order: TaskOrder  # of these tasks
 
     def check(self, prefix: str) -> None:
-        """`prefix`: of the names in an error."""
-        for name, span in (("ways", self.ways), ("shots", self.shots)):
-            low, high = _span(span)
+        """ValueError if a value is impossible, whatever the data. `prefix` is put before the name of the value."""
+        for name, count in (("ways", self.ways), ("shots", self.shots)):
+            low, high = _both_ends(count)
             if low < 1:
-                raise ValueError(f"{prefix}{name}={shown(span)}: need at least 1")
+                raise ValueError(f"{prefix}{name}={range_text(count)}: need at least 1")
             if low > high:
-                raise ValueError(f"{prefix}{name}={shown(span)}: the smaller number comes first")
+                raise ValueError(f"{prefix}{name}={range_text(count)}: the smaller number comes first")
         if self.queries < 1:
             raise ValueError(f"{prefix}queries={self.queries}: need at least 1")
         if not 0 <= self.label_noise < 1:
             raise ValueError(f"{prefix}label_noise={self.label_noise}: is a probability; use 0 <= label_noise < 1")
-        if self.label_noise and self.ways_span[0] == 1:
+        if self.label_noise and self.ways_range[0] == 1:
             raise ValueError(f"{prefix}label_noise={self.label_noise}: one way has no other label; set it to 0.0")
-        if not 0 <= self.imbalance < self.shots_span[0]:
-            most = self.shots_span[0] - 1
+        if not 0 <= self.imbalance < self.shots_range[0]:
+            most = self.shots_range[0] - 1
             raise ValueError(f"{prefix}imbalance={self.imbalance}: a class keeps at least one item; use 0 to {most}")
         if self.tasks is not None and self.tasks < 1:
             raise ValueError(f"{prefix}tasks={self.tasks}: need at least 1, or null for ever new ones")
 
     @property
-    def ways_span(self) -> tuple[int, int]:
-        return _span(self.ways)
+    def ways_range(self) -> tuple[int, int]:
+        """Smallest and largest number of ways."""
+        return _both_ends(self.ways)
 
     @property
-    def shots_span(self) -> tuple[int, int]:
-        return _span(self.shots)
+    def shots_range(self) -> tuple[int, int]:
+        """Smallest and largest number of shots."""
+        return _both_ends(self.shots)
+
+    @property
+    def has_one_shape(self) -> bool:
+        """Whether all tasks have the same ways and shots."""
+        return len({*self.ways_range}) == 1 and len({*self.shots_range}) == 1
 
     @property
     def items_needed(self) -> int:
-        """The most items a class gives to one task."""
-        return self.shots_span[1] + self.imbalance + self.queries
+        """The largest number of items that a task takes from one class."""
+        return self.shots_range[1] + self.imbalance + self.queries
 
 
-def shown(span: Span) -> str:
-    return str(span) if isinstance(span, int) else f"[{span[0]},{span[1]}]"
+def _both_ends(count: CountRange) -> tuple[int, int]:
+    return (count, count) if isinstance(count, int) else count
+
+
+def range_text(count: CountRange) -> str:
+    """As in YAML: 5, or [5,20]."""
+    return str(count) if isinstance(count, int) else f"[{count[0]},{count[1]}]"
 
 
 def shape_name(shape: TaskShape) -> str:
-    """5w1s; of spans 5-20w1-5s."""
-    ways, shots = (shown(span).strip("[]").replace(",", "-") for span in (shape.ways, shape.shots))
+    """For file names: 5w1s, or 5-20w1-5s where tasks differ."""
+    ways, shots = (range_text(count).strip("[]").replace(",", "-") for count in (shape.ways, shape.shots))
     return f"{ways}w{shots}s"
 
 
-def _span(value: Span) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
-
-
 @dataclass(frozen=True)
-class Room:
-    """What a split can hold. None: no limit (functions)."""
+class SplitCapacity:
+    """The largest tasks that a split can give. None: no limit (tasks are functions)."""
 
     classes: int | None
-    items: int | None  # of its smallest class
-    smallest: str = ""  # the name of that class
-    groups: tuple[int, ...] = ()  # classes of each group
+    items: int | None  # of the class with the fewest items
+    smallest_class: str = ""  # its name
+    group_sizes: tuple[int, ...] = ()  # number of classes of each group
 
 
-class Part(NamedTuple):
-    """Tasks of one shape out of those asked for, and their places among them."""
+class SameShapeTasks(NamedTuple):
+    """Those of the requested tasks that have the same ways and shots, stacked."""
 
-    places: Tensor
+    places: Tensor  # int64 on the CPU: where each task stands among the requested ones
     episode: Episode
     ways: int
     shots: int
 
 
 class Tasks(Protocol):
-    """All tasks of one split. Task i is the same whatever is asked for beside it."""
+    """All tasks of one split, by number. Task i is the same task whichever tasks are requested with it."""
 
     def __call__(self, index_T: Tensor) -> Episode:
-        """Tasks of one shape, stacked."""
+        """Tasks that have one shape, stacked; AssertionError if they have several."""
         ...
 
-    def parts(self, index_T: Tensor) -> list[Part]:
-        """Tasks of any shapes, those of one shape together."""
+    def by_shape(self, index_T: Tensor) -> list[SameShapeTasks]:
+        """Tasks of any shapes, one entry for each shape."""
         ...
 
 
-class Data(Protocol):
-    """A data set on a device."""
+class TaskData(Protocol):
+    """A data set on a device, which gives tasks."""
 
     @property
     def kind(self) -> Kind: ...
 
     @property
-    def item(self) -> tuple[int, ...]:
-        """The shape of one x."""
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of one x: (C, H, W) or (D,)."""
         ...
 
-    def rooms(self, split: Split) -> tuple[Room, ...]:
-        """A task must fit into each: it may come from any."""
+    def capacities(self, split: Split) -> tuple[SplitCapacity, ...]:
+        """One for each member of a mixture. A task shape must fit all of them."""
         ...
 
     def tasks(self, split: Split, shape: TaskShape, seed: int) -> Tasks: ...
 
 
-class Classes(Data, Protocol):
-    """A data set of labelled items."""
+class ClassificationData(TaskData, Protocol):
+    """A data set of labelled items, or a mixture of several."""
 
     @property
-    def names(self) -> dict[Split, tuple[str, ...]]:
-        """The classes of each split, before rotations."""
+    def class_names(self) -> dict[Split, tuple[str, ...]]:
+        """The classes of each split, without their rotated copies."""
         ...
 
     @property
-    def training_classes(self) -> int:
-        """Rotations included."""
+    def num_training_classes(self) -> int:
+        """Rotated copies included."""
         ...
 
     def batches(self, shape: TaskShape, seed: int) -> Tasks:
-        """As many training items as a task has, of any classes, labelled by the number of their class."""
+        """Training items of any classes, as many as a task has, labelled by class number among all training classes."""
         ...
 
-    def parts_of(self, split: Split) -> tuple[str, ...]:
-        """The data sets that take turns: task i is of number i modulo their count. One name: itself."""
+    def member_names(self, split: Split) -> tuple[str, ...]:
+        """The data sets of a mixture: task i comes from number i modulo their count. Otherwise the one name."""
         ...
 
-    def pixels(self, x: Tensor) -> Tensor | None:
-        """x as uint8 pictures again; None where it is none."""
+    def as_pixels(self, x: Tensor) -> Tensor | None:
+        """Network inputs back to uint8 images; None if they are features."""
         ...
 
 
-class ClassSource(Protocol):
-    """What a file in sources/ answers to become tasks of labelled items.
+Rotations = Literal["none", "train", "all"]
+"""Splits in which every class gets three more classes: its images turned by 90, 180 and 270 degrees."""
 
-    Pictures need `mean` and `std` of x / 255 (a number, or one a channel) and `rotations`, features `standardise`.
-    """
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """A file in sources/ whose items are images."""
 
     kind: ClassVar[Kind]
 
-    def load(self, say: Callable[[str], None]) -> Pool: ...
+    @property
+    def mean(self) -> float | tuple[float, ...]:
+        """Of x / 255; one number, or one for each channel."""
+        ...
+
+    @property
+    def std(self) -> float | tuple[float, ...]: ...
+
+    @property
+    def rotations(self) -> Rotations: ...
+
+    def load(self, say: Say) -> Pool: ...
 
 
+@runtime_checkable
+class FeatureSource(Protocol):
+    """A file in sources/ whose items are rows of features."""
+
+    kind: ClassVar[Kind]
+
+    @property
+    def standardise(self) -> Literal["columns", "none"]:
+        """ "columns": each feature gets mean 0 and variance 1 over the items of the training classes."""
+        ...
+
+    def load(self, say: Say) -> Pool: ...
+
+
+ClassSource = ImageSource | FeatureSource
+"""A source of labelled items."""
+
+
+@runtime_checkable
 class FunctionSource(Protocol):
-    """A source that draws its tasks itself."""
+    """A source whose tasks are functions, drawn as they are needed; nothing is loaded."""
 
     kind: ClassVar[Kind]
 
-    def open(self, device: torch.device, dtype: torch.dtype) -> Data: ...
+    def open(self, device: torch.device, dtype: torch.dtype) -> TaskData: ...
 
 
-def whole(tasks: Tasks, shape: TaskShape, index_T: Tensor) -> list[Part]:
-    """The parts of tasks that have one shape."""
-    return [Part(torch.arange(len(index_T)), tasks(index_T), shape.ways_span[0], shape.shots_span[0])]
+def all_same_shape(tasks: Callable[[Tensor], Episode], shape: TaskShape, index_T: Tensor) -> list[SameShapeTasks]:
+    """What Tasks.by_shape answers if all tasks have one shape."""
+    places = torch.arange(len(index_T))
+    return [SameShapeTasks(places, tasks(index_T), shape.ways_range[0], shape.shots_range[0])]
+
+
+def check_fit(prefix: str, shape: TaskShape, split: Split, capacity: SplitCapacity) -> None:
+    """ConfigError if a split cannot give such tasks. `prefix`: the place of the shape in the configuration."""
+    if capacity.classes is not None:
+        _check_ways(prefix, shape, split, capacity, capacity.classes)
+    if capacity.items is not None and shape.items_needed > capacity.items:
+        imbalance = f", {prefix}.imbalance={shape.imbalance}" if shape.imbalance else ""
+        raise ConfigError(
+            f"{prefix}.shots={range_text(shape.shots)}, {prefix}.queries={shape.queries}{imbalance}: "
+            f"class {capacity.smallest_class} of the {split} split has {capacity.items} items; "
+            f"use shots + queries <= {capacity.items - shape.imbalance}"
+        )
+
+
+def _check_ways(prefix: str, shape: TaskShape, split: Split, capacity: SplitCapacity, classes: int) -> None:
+    (least, most), ways = shape.ways_range, f"{prefix}.ways={range_text(shape.ways)}"
+    if most > classes:
+        raise ConfigError(f"{ways}: the {split} split has {classes} classes; use at most {classes}")
+    largest, smallest = max(capacity.group_sizes), min(capacity.group_sizes)
+    if shape.sampler == "within_group" and most > largest:
+        raise ConfigError(
+            f"{ways}, {prefix}.sampler=within_group: the largest group of the {split} split has {largest} classes; "
+            f"use at most {largest}"
+        )
+    if shape.sampler == "group_as_task" and not (least <= smallest and largest <= most):
+        needed = f"{smallest}" if smallest == largest else f"[{smallest},{largest}]"
+        raise ConfigError(
+            f"{ways}, {prefix}.sampler=group_as_task: a task takes all classes of a group, and the groups of the "
+            f"{split} split have {smallest} to {largest}; set {prefix}.ways={needed}"
+        )
+
+
+def check_functions(prefix: str, shape: TaskShape, data: str) -> None:
+    """ConfigError if the shape asks tasks that are functions for classes, labels, or several shapes."""
+    for name, count in (("ways", shape.ways), ("shots", shape.shots)):
+        if not isinstance(count, int):
+            raise ConfigError(f"{prefix}.{name}={range_text(count)}: data={data} has tasks of one shape; give one")
+    if shape.label_noise:
+        raise ConfigError(f"{prefix}.label_noise={shape.label_noise}: data={data} has no labels; set it to 0.0")
+    if shape.imbalance:
+        raise ConfigError(f"{prefix}.imbalance={shape.imbalance}: data={data} has no classes; set it to 0")
+    if shape.sampler != "uniform":
+        raise ConfigError(f"{prefix}.sampler={shape.sampler}: data={data} has no classes; set it to uniform")
+    if shape.tasks is not None:
+        raise ConfigError(f"{prefix}.tasks={shape.tasks}: data={data} has no classes; set it to null")
