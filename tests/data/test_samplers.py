@@ -15,6 +15,7 @@ from metarun.cli.main import main
 from metarun.data.splits import SPLITS
 from metarun.data.store.pool import Pool
 from metarun.data.tasks import random_bits, sampler
+from metarun.data.tasks.contracts import Rotations
 from metarun.data.tasks.opening import LabelledData, open_classes
 from metarun.engine.vmap import Vmap
 from metarun.train.loop import mean
@@ -161,6 +162,7 @@ class Pictures(Grouped):
     """The same classes of random pictures, in the shape that the small net takes."""
 
     mean, std = 0.5, 0.25
+    rotations: Rotations = "none"
 
     def load(self, say: object) -> Pool:
         pool = super().load(say)
