@@ -82,7 +82,9 @@ def draw_episodes(parts: Parts, meta: Meta, tasks: Tasks, path: Path) -> None:
     shown: dict[int, plots.Shown] = {}
     for places, episode, *_ in found:
         predicted = parts.engine.scores(meta, episode).argmax(-1)
-        support_x, query_x = (_looks(cast(ClassificationData, parts.data), batch.x) for batch in (episode.support, episode.query))
+        support_x, query_x = (
+            _looks(cast(ClassificationData, parts.data), batch.x) for batch in (episode.support, episode.query)
+        )
         columns = (support_x, _array(episode.support.y), query_x, _array(episode.query.y), _array(predicted))
         shown |= dict(zip(places.tolist(), (plots.Shown(*row) for row in zip(*columns, strict=True)), strict=True))
     draw = plots.episodes if shown[0].support_x.ndim == 4 else plots.features
