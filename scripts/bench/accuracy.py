@@ -23,11 +23,9 @@ from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import Tasks
 from metarun.measures import primary_measure
 from metarun.models.functional import FunctionalNet
-from metarun.run.build import Parts, assemble, open_data, train_tasks
+from metarun.run.build import Parts, build_outer_step, build_parts, new_state, open_data, train_tasks
 from metarun.torch_setup.quiet_import import quiet_import
 from metarun.train.evaluate import evaluate
-from metarun.train.loop import Outer
-from metarun.train.state import State, learned
 from metarun.types import Episode, Meta
 
 TARGET, PATIENCE_S = 0.95, 1800.0
@@ -125,7 +123,7 @@ def _run(pipe: Connection, name: str, limits: Limits) -> None:
 def _prepared(config: RunConfig, device: torch.device, limits: Limits) -> tuple[Parts, Tasks, Callable[[Meta], float]]:
     config = dataclasses.replace(config, device=device)
     data = open_data(config, lambda _: None)
-    parts = assemble(config, data)
+    parts = build_parts(config, data)
     tasks = data.tasks("val", config.task.test, config.seed)
     episodes = QUICK_EPISODES if limits.quick else EPISODES
 
@@ -152,13 +150,10 @@ def _metarun(config: RunConfig, parts: Parts, train: Tasks, limits: Limits) -> A
     """Executed as a long run decides for itself; deciding and compiling are part of the time."""
     fields = {} if limits.quick else choose(AUTO, job_on(config, parts, _episode(train, config, 0))).fields
     engine = dataclasses.replace(config.engine, **fields).build(config.algo, parts.net)
-    state = State(parts.meta, config.optim.cls(learned(parts.meta), **config.optim.values))
-    rule = config.train
-    outer = Outer(config.schedule, config.optim.values["lr"], rule.steps, rule.clip, rule.clip_by)
+    state, outer = new_state(config, parts.meta), build_outer_step(config)
 
     def advance(episode: Episode, step: int) -> Meta:
-        grads, _ = engine.meta_grad(state.meta, episode, step)
-        outer(state, grads)
+        outer(state, *engine.meta_grad(state.meta, episode, step))
         state.step += 1
         return state.meta
 

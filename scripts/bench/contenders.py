@@ -19,8 +19,7 @@ from bench.workloads import Job, configured
 from metarun.config.compose import compose
 from metarun.engine.processes import shared
 from metarun.errors import ConfigError
-from metarun.run.execution import Case, decide
-from metarun.run.settle import CHOICES, REPEATS, Calls
+from metarun.run.execution import REPEATS, DecidedFields, OpenChoices, OperationCounter, decide, open_fields
 from metarun.types import Episode, Meta
 
 AUTO = "auto"
@@ -86,34 +85,33 @@ def choose(name: str, job: Job) -> Choice:
     if name != AUTO:
         return Choice(name, words, {}, threads if name.startswith(MANY) else 1)
     builder = _engine(words)
-    left = {field for field in CHOICES if getattr(builder, field, None) == "auto"}
-    left = (left | {"processes"}) if cpu else left - {"chunk"}
-    case = Case(
+    names_open = (open_fields(builder) | {"processes"}) if cpu else open_fields(builder) - {"chunk"}
+    choices = OpenChoices(
+        names=frozenset(names_open),
         steps=RUN_STEPS,
         meta_batch=job.tasks,
-        left=frozenset(left),
         cores=threads,
         processes=1,
         threads=threads,
     )
-    plan = decide(case, lambda: Trial(words, job), lambda _: None)
+    plan = decide(choices, lambda: JobTimer(words, job), lambda _: None)
     return Choice(name, words, plan.engine, plan.processes)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """metarun.run.execution.Trial over a job."""
+class JobTimer:
+    """The StepTimer of a job."""
 
     words: tuple[str, ...]
     job: Job
 
     @property
     def operations(self) -> int:
-        with ExitStack() as until, Calls() as calls:
+        with ExitStack() as until, OperationCounter() as calls:
             build(Choice(AUTO, self.words, {}, 1), self.job, until).step(self.job.episode)
         return int(calls.count)
 
-    def seconds(self, engine: Mapping[str, Any], processes: int) -> tuple[float, float]:
+    def seconds(self, engine: DecidedFields, processes: int) -> tuple[float, float]:
         times = []
         with ExitStack() as until:
             step = build(Choice(AUTO, self.words, engine, processes), self.job, until).step

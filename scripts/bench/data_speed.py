@@ -31,7 +31,7 @@ from metarun.data.store.pack import packed
 from metarun.data.store.pool import Pool
 from metarun.data.tasks.contracts import Rotations
 from metarun.data.tasks.opening import open_classes
-from metarun.run.build import assemble
+from metarun.run.build import build_parts
 from metarun.types import Kind
 
 CLASSES, PICTURES = 608, 779_165  # tiered-ImageNet's
@@ -94,7 +94,7 @@ def step() -> None:
     for name, (source, words) in shapes.items():
         config = configured(source.item, *words)
         data = open_classes(source, config.device, torch.float32, told)
-        parts = assemble(config, data)
+        parts = build_parts(config, data)
         tasks = data.tasks("train", config.task.train, 0)
         batch = config.train.meta_batch
         drawn, stepped = [], []
@@ -138,7 +138,7 @@ def train(share: float) -> None:
     pool = source.load(told)
     print(f"opened {pool.items.nbytes / 1e9:.1f} GB of {len(pool.items)} pictures: {time.perf_counter() - start:.3f} s")
     data = open_classes(source, config.device, torch.float32, told)
-    parts = assemble(config, data)
+    parts = build_parts(config, data)
     tasks = data.tasks("train", config.task.train, 0)
     batch = config.train.meta_batch
     drawn = []

@@ -18,7 +18,7 @@ from bench.workloads import Job, configured
 from metarun.algos.maml import MAML
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import TaskData
-from metarun.run.build import assemble, open_data
+from metarun.run.build import build_parts, open_data
 from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Batch, Episode
 
@@ -59,7 +59,7 @@ def measured(device: torch.device, quick: bool, say: Callable[[str], None]) -> d
 
 
 def _job(config: RunConfig, data: TaskData, episode: Episode, dtype: torch.dtype) -> Job:
-    parts = assemble(config, data)
+    parts = build_parts(config, data)
     meta = {group: {name: value.to(dtype) for name, value in params.items()} for group, params in parts.meta.items()}
     support, query = (Batch(batch.x.to(dtype), batch.y) for batch in (episode.support, episode.query))
     job = job_on(config, parts, Episode(support, query, episode.index))

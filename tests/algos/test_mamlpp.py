@@ -16,7 +16,7 @@ from metarun.config.compose import compose
 from metarun.config.schema import load
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
-from metarun.train.loop import Outer
+from metarun.train.outer import OuterStep
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
 from support import oracle
 from support.small import MODELS, SEED, distance, episodes, flat, grown, maml, network
@@ -266,7 +266,7 @@ def test_everything_at_once_has_the_slope_of_its_loss() -> None:
 def test_the_outer_rate_falls_by_a_cosine() -> None:
     composed = compose(["algo=mamlpp", "data=omniglot", "track=local", "train.steps=100"])
     config = load(composed.plain, composed.choices)
-    rate = Outer(config.schedule, config.optim.values["lr"], 100, None, "value").rate
+    rate = OuterStep(config.schedule, config.optim.values["lr"], 100, []).rate
     for step in (0, 25, 50, 100):
         assert rate(step) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 100)) / 2)
 

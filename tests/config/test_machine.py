@@ -15,7 +15,7 @@ import torch
 from metarun.config.compose import compose
 from metarun.config.device import set_tf32
 from metarun.config.schema import RunConfig, load
-from metarun.run.directory import peak_mb, protocol
+from metarun.run.provenance import peak_mb, protocol
 from metarun.track.console import show_result
 
 

@@ -18,7 +18,7 @@ from metarun.data.tasks import random_bits, sampler
 from metarun.data.tasks.contracts import Rotations
 from metarun.data.tasks.opening import LabelledData, open_classes
 from metarun.engine.vmap import Vmap
-from metarun.train.loop import mean
+from metarun.train.loop import mean_over_shapes
 from metarun.train.state import learned
 from metarun.types import Split
 from support.grouped import Grouped
@@ -181,7 +181,7 @@ def test_a_meta_batch_of_varied_shapes_has_the_mean_gradient_of_its_tasks_one_by
     tasks = data.tasks("test", VARIED, 0)
     parts = tasks.by_shape(torch.arange(12))
     assert len(parts) > 3
-    grads, aux = mean([engine.meta_grad(meta, part.episode, 0) for part in parts], parts)
+    grads, aux = mean_over_shapes([engine.meta_grad(meta, part.episode, 0) for part in parts], parts)
     alone = [engine.meta_grad(meta, tasks(torch.tensor([i])), 0) for i in range(12)]
     for place, gradient in enumerate(learned(grads)):
         expected = torch.stack([learned(one)[place] for one, _ in alone]).mean(0)

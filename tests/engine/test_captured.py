@@ -17,12 +17,11 @@ from torch.utils._pytree import tree_leaves
 from metarun.config.compose import compose
 from metarun.config.schema import RunConfig, load
 from metarun.engine.compile import cuda_graph as captured
-from metarun.run import build as assemble
-from metarun.run.checkpoint import read, restore, save
-from metarun.run.session import optimizer
-from metarun.train.loop import Outer
-from metarun.train.schedule import Cosine
+from metarun.run import build
+from metarun.run.checkpoint import read, save
+from metarun.train.outer import OuterStep
 from metarun.train.state import State
+from metarun.types import Aux
 
 
 class Graph:
@@ -75,21 +74,24 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(import_module("torch.optim.adam"), "_get_capturable_supported_devices", lambda **_: ["cpu"])
-    monkeypatch.setattr(assemble, "DTYPE", torch.float64)
+    monkeypatch.setattr(build, "DTYPE", torch.float64)
     Graph.made = 0
 
 
+OUTER = ("optim/schedule=cosine", "optim.schedule.final=0.1", "train.steps=8", "train.outer=[{clip_by_norm:0.5}]")
+
+
 def configured(*words: str) -> RunConfig:
-    composed = compose(["model.width=8", "track=local", "engine.cuda_graph=on", "engine.compile=off", *words])
+    composed = compose(["model.width=8", "track=local", "engine.cuda_graph=on", "engine.compile=off", *OUTER, *words])
     return load(composed.plain, composed.choices)
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet", "reptile"])
 def test_a_replayed_meta_gradient_is_that_of_its_own_tasks(algo: str) -> None:
     config = configured(f"algo={algo}", "engine.chunk=2")
-    parts = assemble.prepare(config, lambda _: None)
+    parts = build.prepare(config, lambda _: None)
     plain = dataclasses.replace(config.engine, cuda_graph="off").build(config.algo, parts.net)
-    tasks = assemble.train_tasks(config, parts.data)
+    tasks = build.train_tasks(config, parts.data)
     meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
     for number in range(3):
         episode = tasks(torch.arange(4 * number, 4 * number + 4))
@@ -112,16 +114,14 @@ def gradients(step: int) -> dict[str, dict[str, Tensor]]:
 SHAPES = {"a": (3, 4), "b": (5,)}
 
 
-def begun(config: RunConfig) -> tuple[State, Outer]:
+def begun(config: RunConfig) -> tuple[State, OuterStep]:
     meta = {"weights": {name: torch.ones(shape, dtype=torch.float64) for name, shape in SHAPES.items()}}
-    state = State(meta, optimizer(config, list(meta["weights"].values())))
-    outer = Outer(Cosine(0.1), config.optim.values["lr"], 8, 0.5, "norm")
-    return state, outer.captured(state)
+    return build.new_state(config, meta), build.build_outer_step(config)
 
 
-def advanced(state: State, outer: Outer, until: int) -> None:
+def advanced(state: State, outer: OuterStep, until: int) -> None:
     while state.step < until:
-        outer(state, gradients(state.step))
+        outer(state, gradients(state.step), Aux({"loss": torch.ones(())}, {}))
         state.step += 1
 
 
@@ -135,7 +135,7 @@ def test_a_replayed_outer_step_equals_the_launched_one(optim: str, tmp_path: Pat
     advanced(state, outer, 4)
     again, resumed = begun(cuda)
     save(tmp_path / "last.ckpt", state, {})
-    restore(again, read(tmp_path / "last.ckpt", torch.device("cpu")))
+    again.restore(read(tmp_path / "last.ckpt", torch.device("cpu")))
     for each, step in ((state, outer), (again, resumed)):
         advanced(each, step, 8)
         for name, value in plain.meta["weights"].items():
@@ -154,7 +154,7 @@ def test_a_run_goes_on_on_another_device(devices: tuple[str, str], tmp_path: Pat
     advanced(state, outer, 4)
     save(tmp_path / "last.ckpt", state, {})
     again, resumed = begun(second)
-    restore(again, read(tmp_path / "last.ckpt", torch.device("cpu")))
+    again.restore(read(tmp_path / "last.ckpt", torch.device("cpu")))
     advanced(again, resumed, 8)
     for name, value in plain.meta["weights"].items():
         assert torch.allclose(again.meta["weights"][name] - 1, value - 1, rtol=1e-4), name

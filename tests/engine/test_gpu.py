@@ -12,7 +12,7 @@ import torch
 from metarun.cli.main import main
 from metarun.config.compose import compose
 from metarun.config.schema import load
-from metarun.run import build as assemble
+from metarun.run import build
 from metarun.types import Aux, Episode, Meta
 from support.contract import NAMES
 from support.runs import TINY, only_run
@@ -26,16 +26,16 @@ pytestmark = [
 def step(algo: str, device: str, engine: str) -> tuple[Episode, Meta, Aux]:
     composed = compose([f"algo={algo}", f"device={device}", f"engine={engine}", "model.width=8", "track=local"])
     config = load(composed.plain, composed.choices)
-    parts = assemble.prepare(config, lambda _: None)
+    parts = build.prepare(config, lambda _: None)
     meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
-    episode = assemble.train_tasks(config, parts.data)(torch.arange(4))
+    episode = build.train_tasks(config, parts.data)(torch.arange(4))
     return episode, *parts.engine.meta_grad(meta, episode, 0)
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 @pytest.mark.parametrize("algo", NAMES)
 def test_gpu_equals_cpu(algo: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "DTYPE", torch.float64)
+    monkeypatch.setattr(build, "DTYPE", torch.float64)
     episode, grads, aux = step(algo, "cuda", engine)
     plain_episode, plain_grads, plain_aux = step(algo, "cpu", "loop")
     assert torch.equal(episode.support.x.cpu(), plain_episode.support.x)
@@ -49,13 +49,13 @@ def test_gpu_equals_cpu(algo: str, engine: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("algo", ["maml", "protonet", "reptile"])
 def test_a_captured_step_equals_the_launched_one(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "DTYPE", torch.float64)
+    monkeypatch.setattr(build, "DTYPE", torch.float64)
     composed = compose([f"algo={algo}", "device=cuda", "model.width=8", "track=local", "engine.cuda_graph=on"])
     config = load(composed.plain, composed.choices)
-    parts = assemble.prepare(config, lambda _: None)
+    parts = build.prepare(config, lambda _: None)
     plain = dataclasses.replace(config.engine, cuda_graph="off").build(config.algo, parts.net)
     meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
-    tasks = assemble.train_tasks(config, parts.data)
+    tasks = build.train_tasks(config, parts.data)
     for number in range(3):  # captured, then replayed on other tasks
         episode = tasks(torch.arange(4 * number, 4 * number + 4))
         grads, aux = parts.engine.meta_grad(meta, episode, number)

@@ -14,9 +14,7 @@ import torch
 
 from metarun.config.compose import compose
 from metarun.config.schema import load
-from metarun.run import build as assemble
-from metarun.train.loop import Outer
-from metarun.train.state import State, learned
+from metarun.run import build
 
 STORED = Path(__file__).parent / "golden.json"
 STEPS = 20
@@ -25,7 +23,7 @@ CASES = {  # every number that a change of taste in conf/ may move is said here
     "metasgd-sine": ["algo=metasgd", "data=sine", "algo.inner_lr=0.01", "optim=adam", "optim.lr=0.002"],
     "protonet-glyphs": [
         *("algo=protonet", "algo.bn=running", "optim=sgd", "optim.lr=0.1"),
-        *("optim/schedule=cosine", "train.clip=0.01"),
+        *("optim/schedule=cosine", "train.outer=[{clip_by_value:0.01}]"),
     ],
 }
 
@@ -35,19 +33,15 @@ def curve(words: list[str]) -> list[float]:
     width = [] if "data=sine" in words else ["model.width=8"]
     composed = compose([*words, *width, "track=local", "train.meta_batch=4", f"train.steps={STEPS}"])
     config = load(composed.plain, composed.choices)
-    parts = assemble.prepare(config, lambda _: None)
+    parts = build.prepare(config, lambda _: None)
     meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
-    state = State(meta, config.optim.cls(learned(meta), **config.optim.values))
-    train = config.train
-    outer = Outer(config.schedule, config.optim.values["lr"], train.steps, train.clip, train.clip_by)
+    state, outer, train = build.new_state(config, meta), build.build_outer_step(config), config.train
     tasks = parts.data.tasks("train", config.task.train, config.seed)
     losses = []
     for step in range(STEPS):
         episode = tasks(torch.arange(step * train.meta_batch, (step + 1) * train.meta_batch))
         grads, aux = parts.engine.meta_grad(meta, episode, step)
-        outer(state, grads)
-        for name, value in aux.buffers.items():
-            meta["buffers"][name].copy_(value)
+        outer(state, grads, aux)
         state.step += 1
         losses.append(aux.metrics["loss"].item())
     return losses
@@ -55,11 +49,11 @@ def curve(words: list[str]) -> list[float]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_curve_is_the_stored_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "DTYPE", torch.float64)
+    monkeypatch.setattr(build, "DTYPE", torch.float64)
     assert curve(CASES[case]) == pytest.approx(json.loads(STORED.read_text())[case], rel=1e-9)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("METARUN_CACHE", "/tmp/metarun-cache")
-    assemble.DTYPE = torch.float64
+    build.DTYPE = torch.float64
     STORED.write_text(json.dumps({case: curve(words) for case, words in CASES.items()}, indent=1) + "\n")

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from metarun.cli.main import main
-from metarun.run.directory import held
+from metarun.run.directory import locked
 from support.runs import TINY, only_run, outcome
 
 
@@ -82,7 +82,7 @@ def test_two_runs_of_one_seed_are_bitwise_equal(alone: Path) -> None:
 
 
 def test_another_configuration_has_another_place(alone: Path) -> None:
-    for words in ([], ["train.clip=1"], ["algo=anil"], ["seed=1"], ["eval.batch=3"]):
+    for words in ([], ["train.outer=[{clip_by_value: 1.0}]"], ["algo=anil"], ["seed=1"], ["eval.batch=3"]):
         assert main([*TINY, "train.steps=2", *words]) == 0
     assert len(list((alone / "outputs").glob("*/*/seed*/summary.json"))) == 5
     assert len(list((alone / "outputs").glob("*/*"))) == 4
@@ -99,7 +99,7 @@ def test_a_changed_configuration_in_the_same_place_is_refused(alone: Path, capsy
 def test_a_second_process_is_refused(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(TINY) == 0
     run = only_run(alone / "outputs")
-    with held(run):
+    with locked(run):
         assert main(TINY) == 1
     assert "another process is at work here" in capsys.readouterr().err
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from metarun.config.schema import RunConfig, check_capacities, load
 from metarun.data.tasks.contracts import shape_name
 from metarun.errors import ConfigError
 from metarun.measures import primary_measure
-from metarun.run.build import Parts, assemble, open_data
+from metarun.run.build import Parts, build_parts, open_data
 from metarun.run.checkpoint import read
-from metarun.run.directory import RunDir, claim, finished, held, protocol, run_dir, write_text
+from metarun.run.directory import RunDir, locked, read_summary, run_dir, write_or_match_config, write_summary
 from metarun.run.meta_test import meta_test
+from metarun.run.provenance import protocol
 from metarun.torch_setup.allocator import keep_pages
 from metarun.track.console import Console, say, show_result
 from metarun.train.interrupt import Interrupted, listening
@@ -46,13 +46,13 @@ def test(words: list[str]) -> int:
     set_tf32(config.tf32)
     data = open_data(config, say)
     check_capacities(config, data, ("test",))
-    parts = assemble(config, data)
+    parts = build_parts(config, data)
     _fill(parts.meta, trained["meta"], config)
     shape = shape_name(config.task.test)
     place = folder / "test" / f"{config.choices['data']}-{shape}-{config.signature}" / f"seed{config.seed}"
-    with held(place) as run:
-        claim(run, config)
-        summary = finished(run)
+    with locked(place) as run:
+        write_or_match_config(run, config)
+        summary = read_summary(run)
         if summary is None:
             origin = {"run": str(folder), "best_step": trained["step"], "protocol": protocol(config)}
             return _carry_out(config, parts, run, origin)
@@ -72,7 +72,7 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str
 
         try:
             summary = {**meta_test(config, parts, parts.meta, run, tick), **origin}
-            write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+            write_summary(run, summary)
             console.finish(summary, Artifacts(run.curves, run.episodes, run.scores, run.best, run.config))
             exit_code = 0
         except Interrupted as stopped:

@@ -28,11 +28,12 @@ from metarun.data.tasks.contracts import (
     range_text,
     shape_name,
 )
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, nearest
 from metarun.torch_setup.allocator import Allocator
 from metarun.torch_setup.quiet_import import quiet_import
 from metarun.track.jsonl import FilesOnly
 from metarun.track.wandb import WandbConfig
+from metarun.train.outer import TRANSFORMS, MovingAverage, OuterTransform, check_chain
 from metarun.train.schedule import Schedule
 from metarun.types import Algorithm, EngineChoice, Kind, Split
 
@@ -65,8 +66,7 @@ class TaskConfig:
 class TrainConfig:
     steps: int
     meta_batch: int
-    clip: float | None
-    clip_by: Literal["value", "norm"]
+    outer: tuple[OuterTransform, ...]
     log_every: int
     save_every: int
 
@@ -74,8 +74,7 @@ class TrainConfig:
         for name in ("meta_batch", "log_every", "save_every"):
             _at_least(1, name, getattr(self, name))
         _at_least(0, "steps", self.steps)
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip={self.clip}: need a limit above 0, or null for none")
+        check_chain(self.outer, self.steps)
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class EvalConfig:
     val_episodes: int
     test_episodes: int
     batch: int
+    weights: Literal["trained", "average"]
 
     def __post_init__(self) -> None:
         _at_least(1, "every", self.every)
@@ -182,7 +182,7 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
         optim=_optim(optim_class, optim),
         schedule=cast(Schedule, build(target_class(schedule, "optim.schedule"), schedule, "optim.schedule")),
         engine=_target(plain, "engine"),
-        train=build(TrainConfig, plain.get("train"), "train"),
+        train=_train(_group(plain, "train")),
         eval=build(EvalConfig, plain.get("eval"), "eval"),
         track=_target(plain, "track"),
         seed=_seed(plain.get("seed")),
@@ -213,6 +213,11 @@ def _check_match(config: RunConfig) -> None:
         raise ConfigError(f"devices=cpu:{config.devices}: is for the CPU, and device={config.device}; set devices=1")
     if config.tf32 and config.device.type == "cpu":
         raise ConfigError(f"tf32=true: is for a GPU, and device={config.device}; set tf32=false")
+    averages = any(isinstance(transform, MovingAverage) for transform in config.train.outer)
+    if config.eval.weights == "average" and not averages:
+        raise ConfigError(
+            "eval.weights=average: train.outer averages nothing; add {moving_average: 0.999} to it, or set trained"
+        )
     if config.kind not in config.algo.kinds:
         meant = " and ".join(sorted(config.algo.kinds))
         raise ConfigError(
@@ -263,6 +268,34 @@ def _augment(plain: Mapping[str, Any]) -> Augment | None:
 def _target(plain: Mapping[str, Any], key: str) -> Any:
     spec = _group(plain, key)
     return build(target_class(spec, key), spec, key)
+
+
+def _train(spec: Mapping[str, Any]) -> TrainConfig:
+    given = spec.get("outer")
+    if not isinstance(given, list):
+        raise ConfigError(f"train.outer={given}: need a list of transforms, such as [{{clip_by_norm: 10.0}}], or []")
+    outer = tuple(_outer_transform(one, f"train.outer[{place}]") for place, one in enumerate(given))
+    return build(TrainConfig, {**spec, "outer": outer}, "train")
+
+
+def _outer_transform(spec: object, key: str) -> OuterTransform:
+    """{name: number}, {name: {field: number}}, or {_target_: a class of the user's, field: number}."""
+    if isinstance(spec, Mapping) and TARGET in spec:
+        cls = target_class(spec, key)
+        if not issubclass(cls, OuterTransform):
+            raise ConfigError(f"{key}.{TARGET}={spec[TARGET]}: need a class derived from {OuterTransform.__name__}")
+        return build(cls, spec, key)
+    if not isinstance(spec, Mapping) or len(spec) != 1:
+        raise ConfigError(f"{key}={spec}: need one name and its value, such as {{clip_by_norm: 10.0}}")
+    [(name, value)] = spec.items()
+    if name not in TRANSFORMS:
+        raise ConfigError(
+            f"{key}={name}: no such transform{nearest(str(name), TRANSFORMS)} (known: {', '.join(TRANSFORMS)})"
+        )
+    cls = TRANSFORMS[name]
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # each is a dataclass
+    single = len(names) == 1 and not isinstance(value, Mapping)
+    return build(cls, {names[0]: value} if single else value, f"{key}.{name}")
 
 
 def _optim(cls: type[torch.optim.Optimizer], spec: Mapping[str, Any]) -> Call:

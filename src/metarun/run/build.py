@@ -1,26 +1,36 @@
-"""A RunConfig into parts that work together: data, network, what is learned, engine."""
+"""The parts of a run from its configuration: data, network, what is learned, engine, optimizer and outer step."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from metarun.config.schema import RunConfig, check_capacities
 from metarun.data.splits import SPLITS
 from metarun.data.store.pool import DataError
 from metarun.data.tasks import opening
 from metarun.data.tasks.contracts import ClassificationData, TaskData, Tasks
+from metarun.engine.compile.cuda_graph import Captured
+from metarun.engine.vmap import Vmap
 from metarun.errors import ConfigError
 from metarun.models.functional import assemble as assemble_net
+from metarun.train.outer import OuterStep, Update, as_launched, init_memories
+from metarun.train.state import State, learned
 from metarun.types import Engine, Meta, Net
 
 DTYPE = torch.float32
-OWN = 1 << 32  # keeps what an algorithm draws apart from what the net drew by the same seed
+ALGO_SEED_OFFSET = 1 << 32  # keeps what an algorithm draws apart from what the net drew by the same seed
 
 
 class Parts(NamedTuple):
+    """What a run works with."""
+
     data: TaskData
     net: Net
     meta: Meta
@@ -28,10 +38,10 @@ class Parts(NamedTuple):
 
 
 def prepare(config: RunConfig, say: Callable[[str], None]) -> Parts:
-    """Everything that can be wrong with a configuration shows here, before anything is written."""
+    """Every mistake in a configuration shows here, before anything is written."""
     data = open_data(config, say)
     check_capacities(config, data, SPLITS)
-    return assemble(config, data)
+    return build_parts(config, data)
 
 
 def open_data(config: RunConfig, say: Callable[[str], None]) -> TaskData:
@@ -42,7 +52,7 @@ def open_data(config: RunConfig, say: Callable[[str], None]) -> TaskData:
         raise ConfigError(f"data={name}: {error}") from error
 
 
-def assemble(config: RunConfig, data: TaskData) -> Parts:
+def build_parts(config: RunConfig, data: TaskData) -> Parts:
     outputs = config.task.train.ways_range[1] if config.kind == "classes" else 1
     if config.algo.trains_on == "batches":
         outputs = cast(ClassificationData, data).num_training_classes
@@ -52,7 +62,7 @@ def assemble(config: RunConfig, data: TaskData) -> Parts:
         raise ConfigError(f"model={config.choices['model']}: {error}") from error
     net.module.to(config.device)
     try:
-        meta = config.algo.init(net, weights, config.seed + OWN)
+        meta = config.algo.init(net, weights, config.seed + ALGO_SEED_OFFSET)
     except ValueError as error:
         raise ConfigError(f"algo.{error}") from error
     meta = {group: {name: v.to(config.device) for name, v in params.items()} for group, params in meta.items()}
@@ -68,3 +78,42 @@ def train_tasks(config: RunConfig, data: TaskData) -> Tasks:
         assert config.kind == "classes", f"batches of {config.kind}"
         return cast(ClassificationData, data).batches(config.task.train, config.seed)
     return data.tasks("train", config.task.train, config.seed)
+
+
+def new_state(config: RunConfig, meta: Meta) -> State:
+    """The state before the first step."""
+    parameters = learned(meta)
+    return State(meta, build_optimizer(config, parameters), init_memories(config.train.outer, parameters))
+
+
+def build_optimizer(config: RunConfig, parameters: list[Tensor]) -> Optimizer:
+    """On a GPU one whose state lies there as a whole, where a graph or a skipped step needs that and torch has one."""
+    optim = config.optim
+    values = dict(optim.values)
+    skips = any(transform.skips for transform in config.train.outer)
+    if (_captures(config) or (skips and config.device.type == "cuda")) and _capturable(optim.cls):
+        values.update(lr=torch.tensor(values["lr"], device=parameters[0].device), capturable=True)
+    made: Optimizer = optim.cls(parameters, **values)
+    return made
+
+
+def build_outer_step(config: RunConfig) -> OuterStep:
+    """The outer step, captured as a CUDA graph where the engine's step is and the optimizer allows it."""
+    capture: Callable[[Update], Update] = as_launched
+    if _captures(config) and _capturable(config.optim.cls):
+        warnings.filterwarnings("ignore", message=".*capturable=True.*")  # the first step is not captured
+        capture = _captured_in_place
+    rate, train = config.optim.values["lr"], config.train
+    return OuterStep(config.schedule, rate, train.steps, train.outer, capture)
+
+
+def _captured_in_place(update: Update) -> Update:
+    return Captured(update, in_place=True)
+
+
+def _captures(config: RunConfig) -> bool:
+    return isinstance(config.engine, Vmap) and config.engine.cuda_graph == "on" and config.device.type == "cuda"
+
+
+def _capturable(optimizer: type[Optimizer]) -> bool:
+    return "capturable" in inspect.signature(optimizer).parameters

@@ -1,4 +1,4 @@
-"""State in, State out: checkpoints that are whole or not there, readable without the code that wrote them."""
+"""State in, State out: a checkpoint file is whole or not there, and can be read without the code that wrote it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,9 @@ from metarun.train.state import State
 FORMAT = 1
 
 
-def save(path: Path, state: State, about: Mapping[str, Any]) -> None:
-    content = {
-        "format": FORMAT,
-        "meta": state.meta,
-        "optimizer": state.optimizer.state_dict(),
-        "step": state.step,
-        "validated": state.validated,
-        "best": state.best,
-        "total_s": state.total_s,
-        "train_s": state.train_s,
-        "about": dict(about),
-    }
+def save(path: Path, state: State, about: Mapping[str, object]) -> None:
+    """All fields of `state`, and `about`: what the run says of itself."""
+    content = {"format": FORMAT, **state.saved(), "about": dict(about)}
     write_whole(path, lambda file: torch.save(content, file))
 
 
@@ -41,21 +32,6 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
     if found != FORMAT:
         raise RunError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
     return content
-
-
-def restore(state: State, content: Mapping[str, Any]) -> State:
-    """The saved state; the tensors of `state` are filled, so its optimizer keeps pointing at them.
-
-    What the optimizer was made with stays: it follows from the configuration, and from the device it goes on.
-    """
-    for group, params in state.meta.items():
-        for name, value in params.items():
-            value.copy_(content["meta"][group][name])
-    made = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({**content["optimizer"], "param_groups": made})
-    for name in ("step", "validated", "best", "total_s", "train_s"):
-        setattr(state, name, content[name])
-    return state
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

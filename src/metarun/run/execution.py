@@ -1,168 +1,338 @@
-"""How a run is executed, where it may choose: decided once, by measuring, kept in the run directory, never changed.
+"""How a run is executed where the configuration leaves it open: chunk, compiled or not, number of processes.
 
-Everything is decided before the first step, so that a run taken up again does every step as it would have been done.
+Decided once, before the first step, by measuring steps; kept in the run directory as plan.json and never changed, so
+that a resumed run does every step as it would have been done without the interruption.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypedDict, cast
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metarun.config.device import cores
+from metarun.config.schema import RunConfig
+from metarun.data.store.pool import cache_root
+from metarun.engine.processes import shared
+from metarun.engine.vmap import Vmap
 from metarun.errors import RunError
-from metarun.run.directory import write_text
+from metarun.models.functional import FunctionalNet
+from metarun.run.build import Parts, train_tasks
+from metarun.run.directory import RunDir, write_text
+from metarun.train.interrupt import Stop
+from metarun.types import Engine, EngineChoice
 
-MEASURED_FROM = 500  # steps; of fewer, measuring takes too large a share
-SHARE = 0.02  # of the time the run will take, for measuring chunks
-TRIED = 6  # steps' time that trying a chunk takes
-RISK = 0.05  # of it, for what may turn out to have gained nothing
-BETTER = 0.93  # times the time; a difference below it is noise
-CHUNKS = (4, 16, 2, 32, 1, 64)  # in the order they are tried, after all tasks at once; the rule itself says 8
-RULE = 8  # tasks at a time, unless measured
-START_S = 8.0  # to start worker processes twice, to measure them and to use them: torch's import, mostly
+MEASURED_FROM = 500  # steps; in a shorter run, measuring takes too large a share
+CHUNK_BUDGET = 0.02  # of the time the run will take, for measuring chunks
+CHUNK_TRIAL_STEPS = 6  # measuring one chunk takes the time of so many steps
+COST_LIMIT = 0.05  # of the time the run will take, for something that may turn out to gain nothing
+CLEARLY_FASTER = 0.93  # of the time or less; a smaller difference is noise
+CHUNKS = (4, 16, 2, 32, 1, 64)  # in the order they are tried, after all tasks at once; the engine's own rule says 8
+DEFAULT_CHUNK = 8  # tasks at a time, unless measured
+START_PROCESSES_S = 8.0  # starting worker processes twice, to measure and to use them: importing torch, mostly
+REPEATS = 3  # steps timed, of which the median counts
 
-# What compiling is expected to cost and to gain; if it is tried, steps are measured. Two cores, scores too, nothing
-# cached: 11 to 22 s for one inner step of a sine network, 325 operations; 42 to 50 s for four convolutions, 1,300.
+# The expected cost and gain of compiling, before it is tried. Two cores, scores too, nothing cached: 11 to 22 s for
+# one inner step of a sine network, 325 operations; 42 to 50 s for four convolutions, 1,300.
 COMPILE_S, COMPILE_PER_OPERATION_S = 4.0, 0.03
 LAUNCH_S = 8e-6  # from one small operation to the next: 2.4 ms for those 325
-KEPT = 0.6, 0.1  # of the time in kernels, of the time between them
-# Where it costs more than the risk, so many times the cost must be gained; of the gain in kernels so much counts.
-SURE, HOPED = 1.5, 0.25
+LEFT_IN_KERNELS, LEFT_BETWEEN_KERNELS = 0.6, 0.1  # of the time there, after compiling
+# Where compiling costs more than COST_LIMIT: the gain needed for each second of cost; the share of the kernels' gain
+# that counts.
+GAIN_PER_COST, KERNEL_GAIN_COUNTED = 1.5, 0.25
+
+
+class DecidedFields(TypedDict, total=False):
+    """Values in place of `auto` in the fields of an engine."""
+
+    chunk: int
+    compile: Literal["on", "off"]
+
+
+class Measured(TypedDict, total=False):
+    """What was measured, in seconds, and why something could not be."""
+
+    measured: str
+    step_s: float
+    chunk_s: dict[str, float]  # chunk -> seconds of a step
+    compile_s: float
+    eager_step_s: float
+    compiled_step_s: float
+    compile: str
+    processes_s: dict[str, float]  # processes -> seconds of a step
+    processes: str
+    planning_s: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    engine: Mapping[str, Any]  # what stands in place of `auto` in the engine's fields
-    processes: int
-    threads: int  # of each
-    why: Mapping[str, Any]  # the measured seconds
+    """What was decided."""
 
-    def brief(self) -> dict[str, Any]:
+    engine: DecidedFields
+    processes: int
+    threads: int  # of each process
+    why: Measured
+
+    def numerics(self) -> dict[str, object]:
         """What changes the last digits of a result."""
         return {**self.engine, "processes": self.processes, "threads": self.threads}
 
-    def told(self) -> dict[str, float]:
-        """For the summary."""
+    def summary_metrics(self) -> dict[str, float]:
         return {"time/compile_s": self.why["compile_s"]} if "compile_s" in self.why else {}
 
-    def engine_of(self, builder: Any) -> Any:
-        return dataclasses.replace(builder, **self.engine) if self.engine else builder
 
-
-class Case(NamedTuple):
+class OpenChoices(NamedTuple):
     """What there is to decide."""
 
+    names: frozenset[str]  # of chunk, compile, processes
     steps: int
     meta_batch: int
-    left: frozenset[str]  # of chunk, compile, processes: what was left to us
     cores: int
-    processes: int  # where they were not left to us
+    processes: int  # where their number is given
     threads: int
 
 
-class Trial(Protocol):
-    """Measures a step, without consequences."""
+class StepTimer(Protocol):
+    """Measures a meta-step without changing anything."""
 
     @property
     def operations(self) -> int:
-        """Of one chunk."""
+        """Calls of kernels in one chunk."""
         ...
 
-    def seconds(self, engine: Mapping[str, Any], processes: int) -> tuple[float, float]:
-        """Of the first step, which may compile, and of one after it; an engine that cannot is an Exception."""
+    def seconds(self, engine: DecidedFields, processes: int) -> tuple[float, float]:
+        """Of the first step, which may compile, and of one after it. Raises what an engine raises that cannot."""
         ...
 
 
-def decide(case: Case, trial: Callable[[], Trial], note: Callable[[str], None]) -> Plan:
-    """Only what was left open is measured, and nothing in a short run."""
-    engine: dict[str, Any] = {"compile": "off"} if "compile" in case.left else {}
-    plan = Plan(engine, case.processes, case.threads, {})
-    if not case.left or case.steps < MEASURED_FROM:
-        return dataclasses.replace(plan, why={"measured": f"nothing: {case.steps} steps"} if case.left else {})
-    measure = trial()
+def plan_execution(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, note: Callable[[str], None]) -> Plan:
+    """The plan in the directory; else that of another run, where one is named; else what is measured now."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))  # compiled once for all runs
+    if run.plan.exists():
+        plan = _checked(read_plan(run.plan), config, run.plan)
+        if config.devices not in ("auto", plan.processes):
+            note(f"{run.path}: was begun by {plan.processes} processes, and goes on so")
+        return plan
     start = time.monotonic()
-    _, step_s = measure.seconds(plan.engine, 1)
-    plan = dataclasses.replace(plan, why={"step_s": step_s})
-    if "chunk" in case.left:
-        plan = _chunked(plan, case, measure, start + SHARE * case.steps * step_s)
-    if "compile" in case.left:
-        plan = _compiled(plan, case, measure, note)
-    if "processes" in case.left:
-        plan = _shared(plan, case, measure)
+    choices = open_choices(config, begun=run.last.exists())
+    if config.plan is not None:
+        other = Path(config.plan)
+        plan = _taken_over(_checked(read_plan(other), config, other), choices)
+    else:
+        plan = decide(choices, lambda: MetaStepTimer(config, parts, choices, stop), note)
+    plan = dataclasses.replace(plan, why={**plan.why, "planning_s": time.monotonic() - start})
+    write_plan(run.plan, plan)
     return plan
 
 
-def _chunked(plan: Plan, case: Case, measure: Trial, until: float) -> Plan:
+def open_choices(config: RunConfig, begun: bool) -> OpenChoices:
+    """A run that was begun without a plan goes on by the rules: nothing is measured for it."""
+    cpu, threads = config.device.type == "cpu", torch.get_num_threads()
+    names = set(open_fields(config.engine))
+    if not cpu:
+        names.discard("chunk")  # all tasks at once
+    if config.devices == "auto" and cpu:
+        names.add("processes")
+    processes = 1 if config.devices == "auto" else config.devices
+    return OpenChoices(
+        names=frozenset(names),
+        steps=0 if begun else config.train.steps,
+        meta_batch=config.train.meta_batch,
+        cores=min(cores(), threads),
+        processes=processes,
+        threads=threads if processes == 1 else 1,
+    )
+
+
+def open_fields(engine: object) -> set[str]:
+    """The fields of an engine that say `auto`; where memory is saved, one task at a time is the choice."""
+    if not isinstance(engine, Vmap):
+        return set()
+    chunk = {"chunk"} if engine.chunk == "auto" and engine.memory == "graph" else set()
+    return chunk | ({"compile"} if engine.compile == "auto" else set())
+
+
+def decide(choices: OpenChoices, timer: Callable[[], StepTimer], note: Callable[[str], None]) -> Plan:
+    """Measures what is open, and nothing in a short run."""
+    engine: DecidedFields = {"compile": "off"} if "compile" in choices.names else {}
+    plan = Plan(engine, choices.processes, choices.threads, {})
+    if not choices.names:
+        return plan
+    if choices.steps < MEASURED_FROM:
+        return dataclasses.replace(plan, why={"measured": f"nothing: {choices.steps} steps"})
+    made = timer()
+    start = time.monotonic()
+    _, step_s = made.seconds(plan.engine, 1)
+    plan = dataclasses.replace(plan, why={"step_s": step_s})
+    if "chunk" in choices.names:
+        plan = _decide_chunk(plan, choices, made, start + CHUNK_BUDGET * choices.steps * step_s)
+    if "compile" in choices.names:
+        plan = _decide_compile(plan, choices, made, note)
+    if "processes" in choices.names:
+        plan = _decide_processes(plan, choices, made)
+    return plan
+
+
+def _decide_chunk(plan: Plan, choices: OpenChoices, timer: StepTimer, until: float) -> Plan:
     found = {"auto": plan.why["step_s"]}
-    for chunk in dict.fromkeys((case.meta_batch, *CHUNKS)):
-        if chunk > case.meta_batch or time.monotonic() + TRIED * plan.why["step_s"] > until:
+    for chunk in dict.fromkeys((choices.meta_batch, *CHUNKS)):
+        if chunk > choices.meta_batch or time.monotonic() + CHUNK_TRIAL_STEPS * plan.why["step_s"] > until:
             continue
-        found[str(chunk)] = measure.seconds({**plan.engine, "chunk": chunk}, 1)[1]
+        found[str(chunk)] = timer.seconds({**plan.engine, "chunk": chunk}, 1)[1]
     best = fastest(found)
-    engine = plan.engine if best == "auto" else {**plan.engine, "chunk": int(best)}
+    engine: DecidedFields = plan.engine if best == "auto" else {**plan.engine, "chunk": int(best)}
     return dataclasses.replace(plan, engine=engine, why={**plan.why, "chunk_s": found, "step_s": found[best]})
 
 
-def _compiled(plan: Plan, case: Case, measure: Trial, note: Callable[[str], None]) -> Plan:
+def _decide_compile(plan: Plan, choices: OpenChoices, timer: StepTimer, note: Callable[[str], None]) -> Plan:
     step_s = plan.why["step_s"]
-    chunks = -(-case.meta_batch // plan.engine.get("chunk", RULE))
-    if not worth_compiling(case.steps, step_s, measure.operations, chunks):
+    chunks = -(-choices.meta_batch // plan.engine.get("chunk", DEFAULT_CHUNK))
+    if not worth_compiling(choices.steps, step_s, timer.operations, chunks):
         return plan
-    # How many tasks at a time were best without is not how many are best with.
-    engine = {name: value for name, value in plan.engine.items() if name != "chunk" or name not in case.left}
-    engine["compile"] = "on"
+    engine: DecidedFields = {**plan.engine, "compile": "on"}
+    if "chunk" in choices.names:
+        engine.pop("chunk", None)  # the best chunk without compiling is not the best with it
     try:
-        first_s, compiled_s = measure.seconds(engine, 1)
-    except Exception as problem:  # whatever a compiler can think of
-        note(f"engine.compile=auto: cannot be compiled, and runs as it is ({_line(problem)})")
-        return dataclasses.replace(plan, why={**plan.why, "compile": _line(problem)})
+        first_s, compiled_s = timer.seconds(engine, 1)
+    except Exception as problem:  # a compiler may raise anything
+        note(f"engine.compile=auto: cannot be compiled, and runs as it is ({_first_line(problem)})")
+        return dataclasses.replace(plan, why={**plan.why, "compile": _first_line(problem)})
     compile_s = max(0.0, first_s - compiled_s)
-    why = {**plan.why, "compile_s": compile_s, "compiled_step_s": compiled_s}
+    why: Measured = {**plan.why, "compile_s": compile_s, "compiled_step_s": compiled_s}
     note(f"compiled in {compile_s:.0f} s: a step takes {1000 * compiled_s:.1f} ms, {1000 * step_s:.1f} ms before")
-    if compiled_s >= BETTER * step_s:
+    if compiled_s >= CLEARLY_FASTER * step_s:
         return dataclasses.replace(plan, why=why)
     return dataclasses.replace(plan, engine=engine, why={**why, "eager_step_s": step_s, "step_s": compiled_s})
 
 
-def _shared(plan: Plan, case: Case, measure: Trial) -> Plan:
-    processes, step_s = min(case.cores, case.meta_batch), plan.why["step_s"]
-    cost_s = START_S + 2 * plan.why.get("compile_s", 0.0)
-    if processes < 2 or cost_s > RISK * case.steps * step_s:
+def _decide_processes(plan: Plan, choices: OpenChoices, timer: StepTimer) -> Plan:
+    processes, step_s = min(choices.cores, choices.meta_batch), plan.why["step_s"]
+    cost_s = START_PROCESSES_S + 2 * plan.why.get("compile_s", 0.0)
+    if processes < 2 or cost_s > COST_LIMIT * choices.steps * step_s:
         return plan
     try:
-        _, shared_s = measure.seconds(plan.engine, processes)
-    except RunError as problem:  # a model that cannot travel; want of memory
-        return dataclasses.replace(plan, why={**plan.why, "processes": _line(problem)})
-    why = {**plan.why, "processes_s": {"1": step_s, str(processes): shared_s}}
-    if shared_s >= BETTER * step_s:
+        _, shared_s = timer.seconds(plan.engine, processes)
+    except RunError as problem:  # a model that cannot be sent to a process; too little memory
+        return dataclasses.replace(plan, why={**plan.why, "processes": _first_line(problem)})
+    why: Measured = {**plan.why, "processes_s": {"1": step_s, str(processes): shared_s}}
+    if shared_s >= CLEARLY_FASTER * step_s:
         return dataclasses.replace(plan, why=why)
     return dataclasses.replace(plan, processes=processes, threads=1, why={**why, "step_s": shared_s})
 
 
 def fastest(found: Mapping[str, float]) -> str:
-    """Of two that hardly differ, the one that was there first."""
+    """The name of the fastest; the first one, unless another is clearly faster."""
     first, best = next(iter(found)), min(found, key=lambda name: found[name])
-    return best if found[best] < BETTER * found[first] else first
+    return best if found[best] < CLEARLY_FASTER * found[first] else first
 
 
 def worth_compiling(steps: int, step_s: float, operations: int, chunks: int) -> bool:
     """Whether the run wins back the time to compile `operations`, done `chunks` times a step."""
     between_s = min(step_s, chunks * operations * LAUNCH_S)
-    sure_s, hoped_s = steps * (1 - KEPT[1]) * between_s, steps * (1 - KEPT[0]) * (step_s - between_s)
+    sure_s = steps * (1 - LEFT_BETWEEN_KERNELS) * between_s
+    hoped_s = steps * (1 - LEFT_IN_KERNELS) * (step_s - between_s)
     cost_s = COMPILE_S + COMPILE_PER_OPERATION_S * operations
-    if cost_s <= RISK * steps * step_s:
+    if cost_s <= COST_LIMIT * steps * step_s:
         return sure_s + hoped_s > cost_s
-    return sure_s + HOPED * hoped_s > SURE * cost_s
+    return sure_s + KERNEL_GAIN_COUNTED * hoped_s > GAIN_PER_COST * cost_s
+
+
+def with_decided(choice: EngineChoice, decided: DecidedFields) -> EngineChoice:
+    """A choice of engine with what was decided in place of `auto`."""
+    if not decided:
+        return choice
+    assert isinstance(choice, Vmap), f"{type(choice)} leaves nothing open, and {decided} was decided"
+    return dataclasses.replace(choice, **decided)
+
+
+@contextmanager
+def executing(plan: Plan, config: RunConfig, parts: Parts) -> Iterator[Engine]:
+    """Context manager: the engine as the plan says; its processes end with it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    choice = with_decided(config.engine, plan.engine)
+    try:
+        if plan.processes == 1:
+            yield parts.engine if choice == config.engine else choice.build(config.algo, parts.net)
+            return
+        assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} cannot be sent to a process"
+        with shared(plan.processes, choice, config.algo, parts.net, config.allocator) as engine:
+            yield engine
+    finally:
+        torch.set_num_threads(before)
+
+
+class MetaStepTimer:
+    """The StepTimer of a run: its first meta-batch, whose meta-gradient is thrown away."""
+
+    def __init__(self, config: RunConfig, parts: Parts, choices: OpenChoices, stop: Stop) -> None:
+        self._config, self._parts, self._choices, self._stop = config, parts, choices, stop
+        drawn = train_tasks(config, parts.data).by_shape(torch.arange(config.train.meta_batch))
+        self._episodes = [part.episode for part in drawn]
+
+    @cached_property
+    def operations(self) -> int:
+        """Of all tasks at once, which calls as many kernels as one task."""
+        choice = self._config.engine
+        assert isinstance(choice, Vmap), f"{type(choice)} leaves nothing open"
+        engine = dataclasses.replace(choice, chunk=None).build(self._config.algo, self._parts.net)
+        counter = OperationCounter()
+        with counter:
+            engine.meta_grad(self._parts.meta, self._episodes[0], 0)
+        return counter.count
+
+    def seconds(self, engine: DecidedFields, processes: int) -> tuple[float, float]:
+        plan = Plan(engine, processes, self._choices.threads if processes == 1 else 1, {})
+        with executing(plan, self._config, self._parts) as built:
+            first, *others = [self._step_s(built) for _ in range(1 + REPEATS)]
+            notes = built.notes
+        if notes:
+            raise RuntimeError(notes[0])
+        return first, statistics.median(others)
+
+    def _step_s(self, engine: Engine) -> float:
+        self._stop.check()
+        start = time.perf_counter()
+        for episode in self._episodes:
+            aux = engine.meta_grad(self._parts.meta, episode, self._config.train.steps // 2)[1]
+            aux.metrics["loss"].item()  # waits for the device
+        return time.perf_counter() - start
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Counts the calls of kernels inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
+        self.count = 0
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
 
 
 def read_plan(path: Path) -> Plan:
     try:
         content = json.loads(path.read_text())
-        return Plan(dict(content["engine"]), int(content["processes"]), int(content["threads"]), dict(content["why"]))
+        engine, why = cast(DecidedFields, dict(content["engine"])), cast(Measured, dict(content["why"]))
+        return Plan(engine, int(content["processes"]), int(content["threads"]), why)
     except OSError as error:
         raise RunError(f"plan={path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -173,5 +343,25 @@ def write_plan(path: Path, plan: Plan) -> None:
     write_text(path, json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
 
 
-def _line(problem: BaseException) -> str:
+def _checked(plan: Plan, config: RunConfig, path: Path) -> Plan:
+    known = {field.name for field in dataclasses.fields(config.engine)}
+    foreign = sorted(plan.engine.keys() - known)
+    if foreign:
+        raise RunError(f"plan={path}: has {foreign[0]}, which engine={config.choices['engine']} knows nothing of")
+    if plan.processes > 1 and config.device.type != "cpu":
+        raise RunError(
+            f"plan={path}: has {plan.processes} processes on a CPU, and device={config.device}; set plan=null"
+        )
+    return plan
+
+
+def _taken_over(plan: Plan, choices: OpenChoices) -> Plan:
+    """From another run's plan what is left open in this run."""
+    engine = cast(DecidedFields, {name: value for name, value in plan.engine.items() if name in choices.names})
+    if "processes" in choices.names:
+        return dataclasses.replace(plan, engine=engine)
+    return dataclasses.replace(plan, engine=engine, processes=choices.processes, threads=choices.threads)
+
+
+def _first_line(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}".splitlines()[0][:120]

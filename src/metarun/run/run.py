@@ -1,8 +1,7 @@
-"""One run from configuration to result, which can be stopped and taken up again at any moment."""
+"""One run from configuration to result, which can be stopped and resumed at any moment."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,35 +15,39 @@ from metarun.measures import Estimate
 from metarun.results import plots
 from metarun.run.build import Parts, prepare, train_tasks
 from metarun.run.checkpoint import read
-from metarun.run.directory import RunDir, claim, finished, held, peak_mb, write_text
-from metarun.run.execution import Plan
+from metarun.run.directory import RunDir, locked, read_summary, write_or_match_config, write_summary, write_text
+from metarun.run.execution import Plan, executing, plan_execution
 from metarun.run.meta_test import meta_test
+from metarun.run.provenance import peak_mb
 from metarun.run.session import Session
-from metarun.run.settle import carried_out, settle
 from metarun.torch_setup.allocator import keep_pages
 from metarun.track.console import say, show_result
 from metarun.train.evaluate import evaluate
+from metarun.train.finite import NonFinite
 from metarun.train.interrupt import Interrupted, Stop, listening
-from metarun.train.loop import NonFinite, Pace, meta_train
+from metarun.train.loop import Intervals, meta_train
 from metarun.types import Artifacts, Meta
 
-MOMENT_S = 1e-9  # a run of no steps took no time
+SHORTEST_S = 1e-9  # in place of 0, for a run of no steps
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """How a run ended."""
+
     summary: Mapping[str, Any] | None
     exit_code: int
     lost: bool = False  # a thread of W&B hangs: only os._exit leaves the process
 
 
 def execute(config: RunConfig) -> Outcome:
+    """Opens or resumes the run, decides its execution, trains, tests and summarises."""
     keep_pages(config.allocator)
     set_tf32(config.tf32)
     parts = prepare(config, say)
-    with held(config.folder) as run:
-        claim(run, config)
-        summary = finished(run)
+    with locked(config.folder) as run:
+        write_or_match_config(run, config)
+        summary = read_summary(run)
         if summary is not None:
             say(f"{run.path}: this run is finished; its result:")
             show_result(summary, run.path)
@@ -53,15 +56,15 @@ def execute(config: RunConfig) -> Outcome:
             write_text(run.split, split_file.text(cast(ClassificationData, parts.data).class_names))
         with listening() as stop:
             try:
-                plan = settle(config, parts, run, stop, say)
+                plan = plan_execution(config, parts, run, stop, say)
             except Interrupted as stopped:
                 say(f"{stopped}: before the first step; nothing was begun")
                 return Outcome(None, stopped.exit_code)
-            with carried_out(plan, config, parts) as engine:
-                return _carry_out(config, parts._replace(engine=engine), run, stop, plan)
+            with executing(plan, config, parts) as engine:
+                return train_and_test(config, parts._replace(engine=engine), run, stop, plan)
 
 
-def _carry_out(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan) -> Outcome:
+def train_and_test(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan) -> Outcome:
     session = Session(config, parts, run, stop, plan)
     exit_code, summary = 1, None
     try:
@@ -72,9 +75,9 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: P
         exit_code = 0
     except Interrupted as stopped:
         exit_code = stopped.exit_code
-        session.leave(str(stopped))
+        session.save_on_interrupt(str(stopped))
     except NonFinite as bad:
-        raise RunError(_non_finite(run, bad)) from bad
+        raise RunError(_not_finite(config, run, bad)) from bad
     finally:
         session.close(exit_code)
     return Outcome(summary, exit_code, session.lost)
@@ -96,10 +99,9 @@ def _train(config: RunConfig, parts: Parts, session: Session) -> None:
         train_tasks(config, parts.data),
         session.untimed(validate),
         session.outer,
-        Pace(train.steps, train.meta_batch, train.log_every, every, train.save_every),
+        Intervals(train.steps, train.meta_batch, train.log_every, every, train.save_every),
         session.measure,
         session,
-        session.watch,
         session.stop,
     )
 
@@ -109,28 +111,33 @@ def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
     run, state = session.run, session.state
     assert state.best is not None, f"step {state.step} was never validated"
     best = read(run.best, config.device)["meta"]
-    with session.apart():
+    with session.outside_training_time():
         tested = meta_test(config, parts, best, run, session.ticker("meta-test", config.eval.test_episodes))
-    session.settle()
+    session.add_elapsed()
     curves, _ = plots.curves(run.metrics, run.curves)
     summary = {
         **tested,
         f"val/best_{session.measure.name}": state.best[0],
         "best_step": state.best[1],
+        **session.outer.metrics(state),
         "time/total_s": state.total_s,
-        "time/tasks_per_s": config.train.steps * config.train.meta_batch / max(state.train_s, MOMENT_S),
+        "time/tasks_per_s": config.train.steps * config.train.meta_batch / max(state.train_s, SHORTEST_S),
         "memory/peak_mb": peak_mb(config.device),
-        **session.plan.told(),
+        **session.plan.summary_metrics(),
         "protocol": session.protocol,
     }
     session.trackers.finish(summary, Artifacts(curves, run.episodes, run.scores, run.best, run.config))
-    write_text(run.summary, json.dumps(summary, indent=2) + "\n")  # last: from here on the run counts as finished
+    write_summary(run, summary)
     return summary
 
 
-def _non_finite(run: RunDir, bad: NonFinite) -> str:
+def _not_finite(config: RunConfig, run: RunDir, bad: NonFinite) -> str:
     last = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint was saved before"
+    first = bad.step * config.train.meta_batch
+    which = f"on training tasks {first} to {first + config.train.meta_batch - 1}"
+    if bad.in_a_row > 1:
+        which = f"for the {bad.in_a_row}th step in a row (train.outer has skip_not_finite), {which}"
     return (
-        f"step {bad.step}: the loss or its gradient is not finite, on training tasks {bad.tasks.start} to "
-        f"{bad.tasks.stop - 1}; {last}. Lower algo.inner_lr or optim.lr, or set train.clip"
+        f"step {bad.step}: the loss or its gradient is not finite, {which}; {last}. "
+        "Lower algo.inner_lr or optim.lr, or set train.outer=[{clip_by_norm: 10.0}]"
     )

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from metarun.data.tasks.contracts import SameShapeTasks, Tasks
-from metarun.engine.compile.cuda_graph import Captured
 from metarun.measures import Estimate, Measure
 from metarun.train.interrupt import Stop
-from metarun.train.schedule import Schedule
-from metarun.train.state import State, learned
-from metarun.types import BUFFERS, Aux, Engine, Meta
+from metarun.train.outer import OuterStep
+from metarun.train.state import State
+from metarun.types import Aux, Engine, Meta
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How long and how often."""
+class Intervals:
+    """How many meta-steps there are, of how many tasks, and after how many of them each rare event comes."""
 
     steps: int
     meta_batch: int
@@ -31,8 +28,8 @@ class Pace:
     save_every: int
 
 
-class Keeper(Protocol):
-    """Where the loop's results go; owned by the run."""
+class Recorder(Protocol):
+    """Takes the results of the loop; the run's session is one."""
 
     def validated(self, state: State, score: Estimate) -> None: ...
 
@@ -43,35 +40,7 @@ class Keeper(Protocol):
     def stepped(self, state: State, metrics: dict[str, float]) -> None: ...
 
 
-class NonFinite(Exception):
-    """The training loss is no longer a number."""
-
-    def __init__(self, step: int, tasks: range) -> None:
-        super().__init__(step, tasks)
-        self.step, self.tasks = step, tasks
-
-
-class Watch:
-    """Remembers on the device the first step that was not finite, so that nobody waits for it every step."""
-
-    def __init__(self, meta_batch: int) -> None:
-        self.meta_batch = meta_batch
-        self.first: Tensor | None = None
-
-    def see(self, step: int, loss: Tensor, grads: list[Tensor]) -> None:
-        never = torch.iinfo(torch.int64).max
-        fine = torch.stack([loss.isfinite(), *(grad.isfinite().all() for grad in grads)]).all()
-        here = torch.where(fine, never, step)
-        self.first = here if self.first is None else torch.minimum(self.first, here)
-
-    def check(self, step: int) -> None:
-        """`step` steps are done; waits for the device."""
-        first = step if self.first is None else int(self.first.item())
-        if first < step:
-            raise NonFinite(first, range(first * self.meta_batch, (first + 1) * self.meta_batch))
-
-
-def due(step: int, every: int) -> bool:
+def is_due(step: int, every: int) -> bool:
     return step > 0 and step % every == 0
 
 
@@ -80,43 +49,41 @@ def meta_train(
     engine: Engine,
     train: Tasks,
     validate: Callable[[State], Estimate],
-    apply: Callable[[State, Meta], None],
-    pace: Pace,
+    outer: OuterStep,
+    intervals: Intervals,
     measure: Measure,
-    keep: Keeper,
-    watch: Watch,
+    recorder: Recorder,
     stop: Stop,
 ) -> State:
     while True:
-        last = state.step == pace.steps
-        if (last or due(state.step, pace.eval_every)) and state.validated != state.step:
-            watch.check(state.step)
+        last = state.step == intervals.steps
+        if (last or is_due(state.step, intervals.eval_every)) and state.validated != state.step:
+            outer.check(state)
             score = validate(state)
             state.validated = state.step
             if state.best is None or measure.better(score.value, state.best[0]):
                 state.best = score.value, state.step
-                keep.best(state)
-            keep.validated(state, score)
-        if last or due(state.step, pace.save_every):
-            watch.check(state.step)
-            keep.save(state)
+                recorder.best(state)
+            recorder.validated(state, score)
+        if last or is_due(state.step, intervals.save_every):
+            outer.check(state)
+            recorder.save(state)
         if last:
             return state
         stop.check()
-        first = state.step * pace.meta_batch
-        parts = train.by_shape(torch.arange(first, first + pace.meta_batch))
-        grads, aux = mean([engine.meta_grad(state.meta, part.episode, state.step) for part in parts], parts)
-        watch.see(state.step, aux.metrics["loss"], learned(grads))
-        apply(state, grads)
-        _take(state.meta, aux)
+        first = state.step * intervals.meta_batch
+        parts = train.by_shape(torch.arange(first, first + intervals.meta_batch))
+        grads, aux = mean_over_shapes([engine.meta_grad(state.meta, part.episode, state.step) for part in parts], parts)
+        outer(state, grads, aux)
         state.step += 1
-        if due(state.step, pace.log_every):
-            watch.check(state.step)
-            keep.stepped(state, {f"train/{name}": value.item() for name, value in aux.metrics.items()})
+        if is_due(state.step, intervals.log_every):
+            outer.check(state)  # waits for the device, as reading the metrics does
+            metrics = {f"train/{name}": value.item() for name, value in aux.metrics.items()}
+            recorder.stepped(state, {**metrics, **outer.metrics(state)})
 
 
-def mean(found: list[tuple[Meta, Aux]], parts: list[SameShapeTasks]) -> tuple[Meta, Aux]:
-    """Of means over parts that differ in size: the mean over all tasks."""
+def mean_over_shapes(found: list[tuple[Meta, Aux]], parts: list[SameShapeTasks]) -> tuple[Meta, Aux]:
+    """The mean over all tasks, from means over tasks of one shape each."""
     if len(parts) == 1:
         return found[0]
     total = sum(len(part.places) for part in parts)
@@ -129,51 +96,3 @@ def mean(found: list[tuple[Meta, Aux]], parts: list[SameShapeTasks]) -> tuple[Me
     grads, auxes = zip(*found, strict=True)
     meta = {group: mixed([grad[group] for grad in grads]) for group in grads[0]}
     return meta, Aux(mixed([aux.metrics for aux in auxes]), mixed([aux.buffers for aux in auxes]))
-
-
-def _take(meta: Meta, aux: Aux) -> None:
-    for name, value in aux.buffers.items():
-        meta[BUFFERS][name].copy_(value)
-
-
-@dataclass(frozen=True)
-class Outer:
-    """Clip, schedule, optimizer step."""
-
-    schedule: Schedule
-    lr: float
-    total: int
-    clip: float | None
-    clip_by: str
-    launch: Callable[[list[Tensor]], object] | None = None  # does what `update` does
-
-    def __call__(self, state: State, grads: Meta) -> None:
-        rate = self.rate(state.step)
-        for group in state.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        (self.launch or partial(self.update, state))(learned(grads))
-
-    def captured(self, state: State) -> Outer:
-        """Of this state alone, from now on: its kernels launched all at once."""
-        if not all(group.get("capturable") for group in state.optimizer.param_groups):
-            return self
-        warnings.filterwarnings("ignore", message=".*capturable=True.*")  # the first step is launched
-        return replace(self, launch=Captured(partial(self.update, state), in_place=True))
-
-    def update(self, state: State, gradients: list[Tensor]) -> tuple[()]:
-        if self.clip is not None and self.clip_by == "value":
-            gradients = [grad.clamp(-self.clip, self.clip) for grad in gradients]
-        elif self.clip is not None:
-            norm = torch.stack([grad.norm() for grad in gradients]).norm()
-            gradients = [grad * (self.clip / norm).clamp(max=1) for grad in gradients]
-        for parameter, gradient in zip(learned(state.meta), gradients, strict=True):
-            parameter.grad = gradient
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        return ()
-
-    def rate(self, step: int) -> float:
-        return self.lr * self.schedule.factor(step, self.total)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,19 @@ from metarun.cli.main import main
 from metarun.config.compose import compose
 from metarun.config.schema import load
 from metarun.errors import RunError
-from metarun.run import execution as plans
-from metarun.run import settle
-from metarun.run.execution import Case, Plan, decide, fastest, read_plan, worth_compiling, write_plan
+from metarun.run import execution
+from metarun.run.execution import (
+    DecidedFields,
+    OpenChoices,
+    Plan,
+    StepTimer,
+    decide,
+    fastest,
+    open_choices,
+    read_plan,
+    worth_compiling,
+    write_plan,
+)
 from support.runs import TINY, only_run, outcome
 
 ALL = frozenset({"chunk", "compile", "processes"})
@@ -30,7 +39,7 @@ class Fake:
         self.clock, self.operations, self.compile_s, self.step_s = clock, operations, compile_s, step_s
         self.asked: list[tuple[dict[str, Any], int]] = []
 
-    def seconds(self, engine: Mapping[str, Any], processes: int) -> tuple[float, float]:
+    def seconds(self, engine: DecidedFields, processes: int) -> tuple[float, float]:
         self.asked.append((dict(engine), processes))
         compiled = engine.get("compile") == "on"
         if compiled and self.compile_s < 0:
@@ -51,46 +60,53 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def case(steps: int, left: frozenset[str] = ALL, **other: int) -> Case:
-    return Case(**{"steps": steps, "meta_batch": 16, "left": left, "cores": 2, "processes": 1, "threads": 2, **other})  # type: ignore[arg-type]  # of one dict
+def choices(
+    steps: int,
+    names: frozenset[str] = ALL,
+    meta_batch: int = 16,
+    cores: int = 2,
+    processes: int = 1,
+    threads: int = 2,
+) -> OpenChoices:
+    return OpenChoices(names, steps, meta_batch, cores, processes, threads)
 
 
-def made(case: Case, machine: Fake) -> tuple[Plan, list[str]]:
+def made(left: OpenChoices, machine: Fake) -> tuple[Plan, list[str]]:
     said: list[str] = []
-    return decide(case, lambda: machine, said.append), said
+    return decide(left, lambda: machine, said.append), said
 
 
-def never() -> Any:
+def never() -> StepTimer:
     raise AssertionError("measured")
 
 
 def test_a_short_run_measures_nothing() -> None:
-    plan = decide(case(plans.MEASURED_FROM - 1), never, print)
+    plan = decide(choices(execution.MEASURED_FROM - 1), never, print)
     assert (plan.engine, plan.processes, plan.threads) == ({"compile": "off"}, 1, 2)
 
 
 def test_nothing_left_open_measures_nothing() -> None:
-    plan = decide(case(60_000, frozenset(), processes=3, threads=1), never, print)
+    plan = decide(choices(60_000, frozenset(), processes=3, threads=1), never, print)
     assert (plan.engine, plan.processes, plan.threads, plan.why) == ({}, 3, 1, {})
 
 
 def test_a_chunk_is_taken_that_is_clearly_faster(clock: list[float]) -> None:
-    plan, _ = made(case(5000, frozenset({"chunk"})), Fake(clock, auto=0.1, chunk4=0.095, chunk2=0.08, chunk1=0.07))
+    plan, _ = made(choices(5000, frozenset({"chunk"})), Fake(clock, auto=0.1, chunk4=0.095, chunk2=0.08, chunk1=0.07))
     assert plan.engine == {"chunk": 1}
-    plan, _ = made(case(5000, frozenset({"chunk"})), Fake(clock, auto=0.1, chunk4=0.095, chunk2=0.096))
+    plan, _ = made(choices(5000, frozenset({"chunk"})), Fake(clock, auto=0.1, chunk4=0.095, chunk2=0.096))
     assert plan.engine == {}
 
 
 def test_chunks_are_measured_in_their_share_of_the_time(clock: list[float]) -> None:
     machine = Fake(clock, auto=0.1, chunk1=0.01)
-    plan, _ = made(case(500, frozenset({"chunk"})), machine)
-    assert machine.clock[0] < plans.SHARE * 500 * 0.1 + 4 * 1.0 + 0.5  # the last one may run over
+    plan, _ = made(choices(500, frozenset({"chunk"})), machine)
+    assert machine.clock[0] < execution.CHUNK_BUDGET * 500 * 0.1 + 4 * 1.0 + 0.5  # the last one may run over
     assert plan.engine == {}
 
 
 def test_chunks_above_the_meta_batch_are_not_tried(clock: list[float]) -> None:
     machine = Fake(clock, auto=0.1)
-    made(case(60_000, frozenset({"chunk"}), meta_batch=4), machine)
+    made(choices(60_000, frozenset({"chunk"}), meta_batch=4), machine)
     assert {engine.get("chunk") for engine, _ in machine.asked} == {None, 4, 2, 1}
 
 
@@ -109,31 +125,32 @@ def test_compiling_pays(steps: int, step_s: float, operations: int, chunks: int,
 
 
 def test_compiled_is_kept_when_it_is_faster(clock: list[float]) -> None:
-    plan, said = made(case(60_000, frozenset({"compile"})), Fake(clock, auto=0.1, compiled=0.5))
+    plan, said = made(choices(60_000, frozenset({"compile"})), Fake(clock, auto=0.1, compiled=0.5))
     assert plan.engine == {"compile": "on"}
-    assert plan.told() == {"time/compile_s": 30.0}
+    assert plan.summary_metrics() == {"time/compile_s": 30.0}
     assert said == ["compiled in 30 s: a step takes 50.0 ms, 100.0 ms before"]
-    plan, _ = made(case(60_000, frozenset({"compile"})), Fake(clock, auto=0.1, compiled=0.99))
+    plan, _ = made(choices(60_000, frozenset({"compile"})), Fake(clock, auto=0.1, compiled=0.99))
     assert plan.engine == {"compile": "off"}
-    assert plan.told() == {"time/compile_s": 30.0}  # it was spent all the same
+    assert plan.summary_metrics() == {"time/compile_s": 30.0}  # it was spent all the same
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(clock: list[float]) -> None:
-    plan, said = made(case(60_000, frozenset({"compile"})), Fake(clock, auto=0.1, compile_s=-1))
+    plan, said = made(choices(60_000, frozenset({"compile"})), Fake(clock, auto=0.1, compile_s=-1))
     assert plan.engine == {"compile": "off"}
     assert said == ["engine.compile=auto: cannot be compiled, and runs as it is (RuntimeError: no compiler)"]
 
 
 def test_processes_are_taken_when_they_are_faster_and_the_run_is_long(clock: list[float]) -> None:
     left = frozenset({"processes"})
-    plan, _ = made(case(5000, left), Fake(clock, auto=0.1, processes=0.7))
-    assert (plan.processes, plan.threads, plan.why["step_s"]) == (2, 1, pytest.approx(0.07))
-    plan, _ = made(case(5000, left), Fake(clock, auto=0.1, processes=0.97))
+    plan, _ = made(choices(5000, left), Fake(clock, auto=0.1, processes=0.7))
+    assert (plan.processes, plan.threads) == (2, 1)
+    assert plan.why["step_s"] == pytest.approx(0.07)
+    plan, _ = made(choices(5000, left), Fake(clock, auto=0.1, processes=0.97))
     assert (plan.processes, plan.threads) == (1, 2)
-    plan, _ = made(case(5000, left), Fake(clock, auto=0.1, processes=0))
+    plan, _ = made(choices(5000, left), Fake(clock, auto=0.1, processes=0))
     assert (plan.processes, plan.threads) == (1, 2)
     assert plan.why["processes"] == "RunError: cannot be sent to another process"
-    for other in (case(1000, left), case(5000, left, cores=1), case(5000, left, meta_batch=1)):
+    for other in (choices(1000, left), choices(5000, left, cores=1), choices(5000, left, meta_batch=1)):
         machine = Fake(clock, auto=0.1, processes=0.1)
         assert made(other, machine)[0].processes == 1
         assert [processes for _, processes in machine.asked] == [1]
@@ -141,7 +158,7 @@ def test_processes_are_taken_when_they_are_faster_and_the_run_is_long(clock: lis
 
 def test_all_at_once_build_on_each_other(clock: list[float]) -> None:
     machine = Fake(clock, auto=0.1, chunk4=0.08, compiled=0.5, processes=0.6)
-    plan, _ = made(case(60_000), machine)
+    plan, _ = made(choices(60_000), machine)
     assert (dict(plan.engine), plan.processes) == ({"compile": "on"}, 2)
     assert plan.why["step_s"] == pytest.approx(0.1 * 0.5 * 0.6)
 
@@ -149,9 +166,9 @@ def test_all_at_once_build_on_each_other(clock: list[float]) -> None:
 def test_compiled_a_chunk_is_the_rules_unless_it_was_given(clock: list[float]) -> None:
     """The one measured without says nothing about it."""
     machine = Fake(clock, auto=0.1, chunk4=0.08, compiled=0.5)
-    assert made(case(60_000, frozenset({"chunk", "compile"})), machine)[0].engine == {"compile": "on"}
+    assert made(choices(60_000, frozenset({"chunk", "compile"})), machine)[0].engine == {"compile": "on"}
     assert {"compile": "on"} in [dict(engine) for engine, _ in machine.asked]
-    assert made(case(60_000, frozenset({"chunk"})), machine)[0].engine == {"chunk": 4}
+    assert made(choices(60_000, frozenset({"chunk"})), machine)[0].engine == {"chunk": 4}
 
 
 def test_the_fastest_of_two_alike_is_the_first() -> None:
@@ -199,8 +216,8 @@ def test_a_run_measures_and_another_can_be_told_to_do_the_same(alone: Path) -> N
     of_a, of_b = outcome(first), outcome(second)
     for name in ("metrics", "summary", "scores"):
         assert of_a[name] == of_b[name]
-    execution = json.loads((first / "summary.json").read_text())["protocol"]["execution"]
-    assert execution == {**plan["engine"], "processes": 1, "threads": plan["threads"]}
+    executed = json.loads((first / "summary.json").read_text())["protocol"]["execution"]
+    assert executed == {**plan["engine"], "processes": 1, "threads": plan["threads"]}
 
 
 def test_a_plan_goes_before_what_is_measured_and_survives(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +246,6 @@ def test_a_plan_for_another_engine_is_refused(alone: Path, capsys: pytest.Captur
 def test_where_memory_is_saved_no_chunk_is_looked_for() -> None:
     def left(*words: str) -> frozenset[str]:
         composed = compose([*words, "track=local", "device=cpu"])
-        return settle._case(load(composed.plain, composed.choices), begun=False).left
+        return open_choices(load(composed.plain, composed.choices), begun=False).names
 
     assert left() - left("engine.memory=adjoint") == {"chunk"}
