@@ -1,4 +1,4 @@
-"""Memory that was freed stays with the process: fresh pages cost a large tensor more than the arithmetic on it."""
+"""Freed memory stays with the process: to get new pages costs a large tensor more time than the arithmetic on it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Literal
 
 Allocator = Literal["auto", "off"]
 
-# glibc's malloc.h. A large block is otherwise given back when freed, and its next owner pays for clearing each page:
-# a meta-step on 84x84 images took 2,237 ms with what glibc does by itself and 1,161 ms with these.
+# Parameters of mallopt, from glibc's malloc.h. By default glibc returns a large block to the system when it is freed,
+# and the next block has to be cleared page by page: a meta-step on 84x84 images took 2,237 ms, and 1,161 ms with these.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-NEVER = 2**31 - 1  # bytes free at the top before they are given back: the most a C int can say
-TOP_PAD = 64 << 20  # bytes asked for beyond what is needed
+NEVER_TRIM = 2**31 - 1  # free bytes at the top of the heap from which they are returned: the largest C int
+TOP_PAD = 64 << 20  # bytes requested from the system beyond what is needed
 
 
 def keep_pages(choice: Allocator) -> bool:
-    """Tells glibc to keep what is freed. Whether it did: only Linux with glibc listens, anywhere else nothing happens.
+    """Tells glibc to keep freed memory, and returns whether it does. Elsewhere than on Linux with glibc: False.
 
-    It holds for the process and cannot be taken back; what the process holds grows to its peak and stays there.
+    It holds for the whole process and cannot be undone: its memory grows to its peak and stays there.
     """
     if choice == "off" or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
@@ -27,5 +27,5 @@ def keep_pages(choice: Allocator) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, TOP_PAD))
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM), (M_TOP_PAD, TOP_PAD))
     return [mallopt(parameter, value) for parameter, value in settings] == [1, 1, 1]
