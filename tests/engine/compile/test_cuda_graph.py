@@ -1,4 +1,4 @@
-"""CUDA graphs, emulated on the CPU: what is captured is recorded, not carried out, and replayed in place."""
+"""CUDA graphs, emulated on the CPU: a capture records its operations and undoes them, a replay does them in place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from metarun.config.compose import compose
 from metarun.config.schema import RunConfig, load
-from metarun.engine.compile import cuda_graph as captured
+from metarun.engine.compile import cuda_graph
 from metarun.run import build
 from metarun.run.checkpoint import read, save
 from metarun.train.outer import OuterStep
@@ -67,7 +67,7 @@ class Stream:
 
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captured, "capturable", lambda _: True)
+    monkeypatch.setattr(cuda_graph, "capturable", lambda _: True)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
