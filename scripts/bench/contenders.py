@@ -17,6 +17,7 @@ from bench import machine, peers
 from bench.absent import Absent
 from bench.workloads import Job, configured
 from metarun.config.compose import compose
+from metarun.config.convert import values_of
 from metarun.engine.processes import shared
 from metarun.errors import ConfigError
 from metarun.run.execution import REPEATS, DecidedFields, OpenChoices, OperationCounter, decide, open_fields
@@ -165,4 +166,4 @@ def _engine(words: tuple[str, ...]) -> Any:
 
 @cache
 def _keys(engine: str) -> frozenset[str]:
-    return frozenset(compose([engine, "track=local"]).plain["engine"])
+    return frozenset(values_of(compose([engine, "track=local"]).plain, "engine"))

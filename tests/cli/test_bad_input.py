@@ -29,7 +29,7 @@ CASES = [
     (["train.outer=[{clip_by_norm:-1}]"], ["train.outer[0].clip_by_norm.limit=-1", "above 0"]),
     (["train.outer=[{clip_by_nrom:1}]"], ["train.outer[0]=clip_by_nrom", "did you mean clip_by_norm"]),
     (["train=5"], ["train=5", "no such choice"]),
-    (["eval.batch=0"], ["eval.batch=0", "at least 1"]),
+    (["eval.tasks_at_once=0"], ["eval.tasks_at_once=0", "at least 1"]),
     (["eval.test_episodes=1"], ["eval.test_episodes=1", "at least 2"]),
     (["engine.chunk=0"], ["engine.chunk=0", "at least 1"]),
     (["engine=vmpa"], ["engine=vmpa", "did you mean vmap"]),

@@ -30,7 +30,7 @@ def trained(alone: Path, *words: str) -> Path:
 def test_more_episodes_continue_the_same_list(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(alone)
     before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
-    assert main(["test", str(run), "eval.test_episodes=15", "eval.batch=5"]) == 0
+    assert main(["test", str(run), "eval.test_episodes=15", "eval.tasks_at_once=5"]) == 0
     (again,) = made_for(run)
     for name in SHOWN:
         assert (again / name).stat().st_size > 0
@@ -41,7 +41,7 @@ def test_more_episodes_continue_the_same_list(alone: Path, capsys: pytest.Captur
     assert summary["best_step"] == json.loads((run / "summary.json").read_text())["best_step"]
     assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
     capsys.readouterr()
-    assert main(["test", str(run), "eval.test_episodes=15", "eval.batch=5"]) == 0
+    assert main(["test", str(run), "eval.test_episodes=15", "eval.tasks_at_once=5"]) == 0
     assert "this test was made before" in capsys.readouterr().out
     assert len(made_for(run)) == 1
 

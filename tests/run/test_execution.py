@@ -210,7 +210,7 @@ def test_a_run_measures_and_another_can_be_told_to_do_the_same(alone: Path) -> N
     plan = json.loads((first / "plan.json").read_text())
     assert plan["why"]["step_s"] > 0
     assert "chunk_s" in plan["why"]
-    assert main([*words, "out=b", f"plan={first}/plan.json"]) == 0
+    assert main([*words, "out=b", f"execution_from={first}/plan.json"]) == 0
     second = only_run(alone / "b")
     assert json.loads((second / "plan.json").read_text())["engine"] == plan["engine"]
     of_a, of_b = outcome(first), outcome(second)
@@ -237,10 +237,10 @@ def test_a_plan_goes_before_what_is_measured_and_survives(alone: Path, capsys: p
 
 def test_a_plan_for_another_engine_is_refused(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_plan(alone / "plan.json", Plan({"chunk": 4}, 1, 1, {}))
-    assert main([*TINY, "engine=loop", "plan=plan.json"]) == 1
-    assert "plan=plan.json: has chunk, which engine=loop knows nothing of" in capsys.readouterr().err
-    assert main([*TINY, "plan=none.json", "seed=1"]) == 1
-    assert "plan=none.json: cannot be read" in capsys.readouterr().err
+    assert main([*TINY, "engine=loop", "execution_from=plan.json"]) == 1
+    assert "execution_from=plan.json: has chunk, which engine=loop knows nothing of" in capsys.readouterr().err
+    assert main([*TINY, "execution_from=none.json", "seed=1"]) == 1
+    assert "execution_from=none.json: cannot be read" in capsys.readouterr().err
 
 
 def test_where_memory_is_saved_no_chunk_is_looked_for() -> None:

@@ -82,7 +82,7 @@ def test_two_runs_of_one_seed_are_bitwise_equal(alone: Path) -> None:
 
 
 def test_another_configuration_has_another_place(alone: Path) -> None:
-    for words in ([], ["train.outer=[{clip_by_value: 1.0}]"], ["algo=anil"], ["seed=1"], ["eval.batch=3"]):
+    for words in ([], ["train.outer=[{clip_by_value: 1.0}]"], ["algo=anil"], ["seed=1"], ["eval.tasks_at_once=3"]):
         assert main([*TINY, "train.steps=2", *words]) == 0
     assert len(list((alone / "outputs").glob("*/*/seed*/summary.json"))) == 5
     assert len(list((alone / "outputs").glob("*/*"))) == 4

@@ -27,7 +27,7 @@ TINY = [
     "eval.every=4",
     "eval.val_episodes=4",
     "eval.test_episodes=6",
-    "eval.batch=4",
+    "eval.tasks_at_once=4",
     "task.queries=2",
 ]
 

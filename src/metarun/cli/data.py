@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from metarun.config.compose import compose, values
-from metarun.config.convert import build, target_class
+from metarun.config.compose import compose, read_choice
+from metarun.config.convert import build, target_class, values_of
 from metarun.config.places import groups
+from metarun.config.renamed import tell
 from metarun.data.fetch.editions import Edition, Published, home, obtain, present
 from metarun.data.store.contents import Contents, Twins
 from metarun.data.store.pack import is_whole
@@ -62,10 +63,12 @@ def _names() -> list[str]:
 
 
 def _source(name: str, words: Sequence[str]) -> Any:
-    return _built(compose([f"data={name}", *words]).plain["data"])
+    composed = compose([f"data={name}", *words])
+    tell(composed.renamed)
+    return _built(values_of(composed.plain, "data"))
 
 
-def _built(spec: dict[str, Any]) -> Any:
+def _built(spec: Mapping[str, object]) -> Any:
     return build(target_class(spec, "data"), spec, "data")
 
 
@@ -77,7 +80,7 @@ def _list() -> int:
     rows = []
     for name in _names():
         try:
-            rows.append(_row(name, _built(values("data", name))))
+            rows.append(_row(name, _built(read_choice("data", name))))
         except Exception as problem:  # one that is being written does not hide the others
             rows.append((name, "", "", "", f"cannot be used: {str(problem).splitlines()[0]}", ""))
     show_table("Data sets", COLUMNS, rows)

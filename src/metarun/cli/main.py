@@ -32,7 +32,7 @@ Verbs
 
 Groups: choose a file with GROUP=NAME, set a value inside with GROUP.KEY=VALUE
 {groups}
-  other keys    seed=0  device=auto  devices=auto  allocator=auto  tf32=false  plan=null  out=outputs
+  other keys    seed=0  device=auto  devices=auto  allocator=auto  tf32=false  execution_from=null  out=outputs
 
 Examples
   metarun                                 MAML on the built-in characters
@@ -87,9 +87,9 @@ LOST: list[str] = []  # run directories whose tracker was given up
 
 def _dispatch(words: list[str]) -> int:
     if words and words[0] in ("-sc", "--shell-completion"):
-        from metarun.config.compose import complete
+        from metarun.config.compose import complete_shell
 
-        complete(words[1:])
+        complete_shell(words[1:])
         return 0
     verb = words.pop(0) if words and _is_verb(words[0]) else "run"
     if verb not in VERBS:

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from metarun.config.compose import Composed, compose, sweep
+from metarun.config.renamed import tell
 from metarun.config.schema import RunConfig, load
 from metarun.errors import RunError
 from metarun.run.build import prepare
+from metarun.run.directory import folder_in_use
 from metarun.run.run import Outcome, execute
 from metarun.track.console import say
 
 
-def run(words: list[str], lost: list[str]) -> int:
+def run(words: Sequence[str], lost: list[str]) -> int:
+    """`lost` gets the run directories whose tracker was given up."""
     composed = compose(words)
-    return _execute(load(composed.plain, composed.choices), lost).exit_code
+    tell(composed.renamed)
+    return _execute_noting_lost(load(composed.plain, composed.choices), lost).exit_code
 
 
-def run_many(words: list[str], lost: list[str]) -> int:
+def run_many(words: Sequence[str], lost: list[str]) -> int:
     failed: list[str] = []
+    told: set[str] = set()
+
+    def check(composed: Composed) -> None:
+        """All that can be checked without training."""
+        tell([line for line in composed.renamed if line not in told])
+        told.update(composed.renamed)
+        prepare(load(composed.plain, composed.choices), say)
 
     def job(composed: Composed, number: int, total: int) -> None:
         config = load(composed.plain, composed.choices)
-        say(f"run {number} of {total}: {config.folder}" if total else f"run {number}: {config.folder}")
+        folder = folder_in_use(config)
+        say(f"run {number} of {total}: {folder}" if total else f"run {number}: {folder}")
         try:
-            outcome = _execute(config, lost)
+            outcome = _execute_noting_lost(config, lost)
         except RunError as error:
             print(f"metarun: {error}", file=sys.stderr)
-            failed.append(str(config.folder))
+            failed.append(str(folder))
             return
         if outcome.exit_code:
             raise SystemExit(outcome.exit_code)  # somebody asked to stop: the whole sweep
@@ -38,14 +51,8 @@ def run_many(words: list[str], lost: list[str]) -> int:
     return 0
 
 
-def _execute(config: RunConfig, lost: list[str]) -> Outcome:
+def _execute_noting_lost(config: RunConfig, lost: list[str]) -> Outcome:
     outcome = execute(config)
     if outcome.lost:
-        lost.append(str(config.folder))
+        lost.append(str(folder_in_use(config)))
     return outcome
-
-
-def check(composed: Composed) -> None:
-    """All that can be checked without training."""
-    config = load(composed.plain, composed.choices)
-    prepare(config, say)

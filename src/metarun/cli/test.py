@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.config.compose import Composed, compose, overlay
+from metarun.config.compose import Composed, compose, compose_over
+from metarun.config.convert import values_of
 from metarun.config.device import set_tf32
+from metarun.config.renamed import key_of, tell, translated, translated_choices
 from metarun.config.schema import RunConfig, check_capacities, load
 from metarun.data.tasks.contracts import shape_name
 from metarun.errors import ConfigError
@@ -86,19 +88,20 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str
 def _config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfig:
     """The run's own configuration with what a test may change; the training shape becomes that of the test."""
     for word in words:
-        key = word.lstrip("+~").partition("=")[0]
+        key = key_of(word)
         if key.split(".")[0] not in FREE or key == "algo" or key.startswith("task.train"):
             raise ConfigError(
                 f"{key}: was settled when the run was trained; a test may set {', '.join(FREE[:3])}, "
                 f"algo.KEY, {', '.join(FREE[4:])}"
             )
-    choices = dict(about["choices"])
+    choices = translated_choices(about["choices"])
     now = compose([f"{group}={choice}" for group, choice in choices.items() if group not in COMPUTED])
-    base = Composed(_filled(about["config"], now.plain), choices)
-    composed = overlay(base, words)
-    task = dict(composed.plain["task"])
-    task["train"] = {**task["train"], **{name: value for name, value in task.items() if name != "train"}}
-    data = dict(composed.plain["data"])
+    base = Composed(_filled(translated(about["config"]).plain, now.plain), choices)
+    composed = compose_over(base, words)
+    tell(composed.renamed)
+    task = dict(values_of(composed.plain, "task"))
+    task["train"] = {**values_of(task, "train"), **{name: value for name, value in task.items() if name != "train"}}
+    data = dict(values_of(composed.plain, "data"))
     if "path" in data and not any(word.startswith("data") for word in words):
         data["split"] = str(split)  # of the user's own data: classes added later must not trade places
     plain = {**composed.plain, "data": data, "task": task, "track": {"_target_": "metarun.track.jsonl.FilesOnly"}}

@@ -1,4 +1,4 @@
-"""YAML files and command-line words into one plain configuration; the only place that meets Hydra."""
+"""YAML files and command-line words into one plain configuration; the only module that imports Hydra."""
 
 from __future__ import annotations
 
@@ -8,60 +8,63 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.places import conf_dir, groups
+from metarun.config.renamed import CHOICES, OLD_KEYS, translated, translated_words
 from metarun.errors import ConfigError, nearest
 
 ROOT = "run"
-VERSION = "1.3"  # of Hydra's behaviour
+HYDRA_BEHAVIOUR = "1.3"  # the version of Hydra whose defaults hold
+ONE_AFTER_ANOTHER = "BasicSweeper"  # Hydra's own sweeper
 _MISSING = object()
 
 
 class Composed(NamedTuple):
-    plain: dict[str, Any]
+    plain: dict[str, object]  # group -> its values, as YAML has them
     choices: dict[str, str]  # group -> file
+    renamed: tuple[str, ...] = ()  # a line for each old name that was used
 
 
 def compose(words: Sequence[str]) -> Composed:
     """One configuration; a mistake in the words is a ConfigError."""
-    with _session(), _explained(words):
-        composed = _alone(hydra_compose(ROOT, overrides=list(words), return_hydra_config=True))
-    return _with_sources(composed, words)
+    given, lines = translated_words(words, groups())
+    with _hydra_initialized(), _as_config_errors(given):
+        composed = _without_hydra(hydra_compose(ROOT, overrides=given, return_hydra_config=True))
+    return _completed(composed, words, lines)
 
 
-def traced(words: Sequence[str]) -> tuple[Composed, list[tuple[str, Path]]]:
-    """The same, and (package, file) of all that is in it, in the order in which later ones win."""
-    with _session(), _explained(words):
-        config = hydra_compose(ROOT, overrides=list(words), return_hydra_config=True)
+def compose_with_files(words: Sequence[str]) -> tuple[Composed, list[tuple[str, Path]]]:
+    """The configuration, and (package, file) of all files in it; a later file wins."""
+    given, lines = translated_words(words, groups())
+    with _hydra_initialized(), _as_config_errors(given):
+        config = hydra_compose(ROOT, overrides=given, return_hydra_config=True)
         folders = [conf_dir(), *(Path(place.removeprefix("file://")) for place in config.hydra.searchpath)]
         loader = GlobalHydra.instance().config_loader()
         found = []
-        for default in loader.compute_defaults_list(ROOT, list(words), RunMode.RUN).defaults:
+        for default in loader.compute_defaults_list(ROOT, given, RunMode.RUN).defaults:
             files = [folder / f"{default.config_path}.yaml" for folder in folders]
             file = next((file for file in files if file.is_file()), None)
             if file is not None:
                 found.append((default.package or "", file))
-        composed = _alone(config)
-    return _with_sources(composed, words), found
+        composed = _without_hydra(config)
+    return _completed(composed, words, lines), found
 
 
-def values(group: str, name: str) -> dict[str, Any]:
-    """What one file says by itself, which takes a hundredth of the time of composing a run with it."""
+def read_choice(group: str, name: str) -> dict[str, object]:
+    """The values of one file, without its defaults list: 100 times as fast as composing a run with it."""
     config = OmegaConf.create({group: OmegaConf.load(conf_dir() / group / f"{name}.yaml")})
     config[group].pop("defaults", None)
     plain = OmegaConf.to_container(config, resolve=True)
@@ -70,29 +73,33 @@ def values(group: str, name: str) -> dict[str, Any]:
 
 
 def sweep(words: Sequence[str], job: Callable[[Composed, int, int], None], check: Callable[[Composed], None]) -> None:
-    """Every combination in turn, through Hydra's launcher and sweeper; all are checked before the first starts."""
-    hydra = Hydra.create_main_hydra2("metarun", create_config_search_path(str(conf_dir())))
-    try:
-        with _explained(words):
-            planned = _planned(hydra, words)
+    """Every combination in turn, through Hydra's launcher and sweeper; all are checked before the first starts.
+
+    `job` gets the configuration, its number and how many there are; 0 where a sweeper of its own decides as it goes.
+    """
+    given, lines = translated_words(words, groups())
+    with _hydra_initialized():
+        with _as_config_errors(given):
+            planned = _planned(given)
         for one in planned or []:
-            check(_with_sources(one, words))
+            check(_completed(one, words, lines))
         total = len(planned) if planned else 0
         count = itertools.count(1)
 
         def task(config: DictConfig) -> None:
-            job(_with_sources(_composed(config, HydraConfig.get().runtime.choices), words), next(count), total)
+            composed = _composed(config, HydraConfig.get().runtime.choices)
+            job(_completed(composed, words, lines), next(count), total)
 
-        hydra.multirun(ROOT, task, list(words), with_log_configuration=False)
-    finally:
-        GlobalHydra.instance().clear()
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None, "Hydra is not initialized"
+        hydra.multirun(ROOT, task, given, with_log_configuration=False)
 
 
-def overlay(base: Composed, words: Sequence[str]) -> Composed:
-    """Words on top of a configuration that was composed before, perhaps by another version of the YAML."""
-    with _session(), _explained(words):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        overrides = parser.parse_overrides(list(words))
+def compose_over(base: Composed, words: Sequence[str]) -> Composed:
+    """Words on top of a stored configuration, perhaps of another version of the YAML files."""
+    given, lines = translated_words(words, groups())
+    with _hydra_initialized(), _as_config_errors(given):
+        overrides = _parsed(given)
     plain = DictConfig(copy.deepcopy(base.plain))
     OmegaConf.set_struct(plain, True)
     choices = dict(base.choices)
@@ -103,33 +110,46 @@ def overlay(base: Composed, words: Sequence[str]) -> Composed:
                 plain[key] = compose([f"{key}={value}"]).plain[key]
             choices[key] = str(value)
             continue
-        if OmegaConf.select(plain, key, default=_MISSING) is _MISSING:
+        if key not in OLD_KEYS and OmegaConf.select(plain, key, default=_MISSING) is _MISSING:
             raise ConfigError(unknown_key(key))
-        OmegaConf.update(plain, key, value)
-    return _with_sources(_composed(plain, choices), words)
+        OmegaConf.update(plain, key, value, force_add=key in OLD_KEYS)
+    return _completed(_composed(plain, choices), words, lines)
 
 
-def complete(words: Sequence[str]) -> None:
+def complete_shell(words: Sequence[str]) -> None:
     """Shell completion, as Hydra offers it: install=bash, uninstall=bash, query=bash."""
-    hydra = Hydra.create_main_hydra2("metarun", create_config_search_path(str(conf_dir())))
-    try:
+    with _hydra_initialized():
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None, "Hydra is not initialized"
         hydra.shell_completion(ROOT, list(words))
-    finally:
-        GlobalHydra.instance().clear()
 
 
-def _planned(hydra: Hydra, words: Sequence[str]) -> list[Composed] | None:
+def _planned(words: Sequence[str]) -> list[Composed] | None:
     """The runs that the words mean; None where a sweeper of its own decides that as it goes."""
-    config = hydra.compose_config(ROOT, list(words), RunMode.MULTIRUN, with_log_configuration=False)
-    if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+    loader = GlobalHydra.instance().config_loader()
+    config = loader.load_configuration(ROOT, list(words), RunMode.MULTIRUN)
+    if not config.hydra.sweeper._target_.endswith(f".{ONE_AFTER_ANOTHER}"):
         return None
-    parser = OverridesParser.create(config_loader=hydra.config_loader)
     fixed = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    jobs = BasicSweeper.split_arguments(parser.parse_overrides([*fixed, *words]), max_batch_size=None)[0]
-    return [_alone(hydra.config_loader.load_sweep_config(config, overrides)) for overrides in jobs]
+    values = {override.get_key_element(): _swept(override) for override in _parsed([*fixed, *words])}
+    return [_without_hydra(loader.load_sweep_config(config, list(job))) for job in itertools.product(*values.values())]
 
 
-def _alone(config: DictConfig) -> Composed:
+def _swept(override: Override) -> list[str]:
+    """The word of each value of a sweep over one key."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: names no values to try; list them, or choose a hydra/sweeper")
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _parsed(words: Sequence[str]) -> list[Override]:
+    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(list(words))
+
+
+def _without_hydra(config: DictConfig) -> Composed:
     """Without Hydra's own settings."""
     choices = config.hydra.runtime.choices
     with open_dict(config):
@@ -137,17 +157,23 @@ def _alone(config: DictConfig) -> Composed:
     return _composed(config, choices)
 
 
-def _with_sources(composed: Composed, words: Sequence[str]) -> Composed:
-    """A mixture names its data sets; here each name becomes that data set's own values."""
-    named = composed.plain.get("data", {}).get("sources")
-    if not isinstance(named, list):
-        return composed
+def _completed(composed: Composed, words: Sequence[str], lines: tuple[str, ...]) -> Composed:
+    """With today's names, and with the values of the data sets that a mixture names."""
+    plain, more = translated(_with_sources(composed.plain, words), words)
+    return Composed(plain, composed.choices, tuple(dict.fromkeys([*lines, *more])))
+
+
+def _with_sources(plain: dict[str, object], words: Sequence[str]) -> dict[str, object]:
+    data = plain.get("data")
+    named = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(named, list):
+        return plain
     places = [word for word in words if word.startswith("hydra.searchpath=")]
-    sources = {name: compose([f"data={name}", *places]).plain["data"] for name in named}
-    return composed._replace(plain={**composed.plain, "data": {**composed.plain["data"], "sources": sources}})
+    sources = {str(name): compose([f"data={name}", *places]).plain["data"] for name in named}
+    return {**plain, "data": {**data, "sources": sources}}
 
 
-def _composed(config: DictConfig, choices: Mapping[Any, Any]) -> Composed:
+def _composed(config: DictConfig, choices: Mapping[str, str] | DictConfig) -> Composed:
     chosen = {str(group): str(name) for group, name in choices.items() if name and not str(group).startswith("hydra/")}
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
@@ -155,25 +181,27 @@ def _composed(config: DictConfig, choices: Mapping[Any, Any]) -> Composed:
 
 
 @contextmanager
-def _session() -> Iterator[None]:
+def _hydra_initialized() -> Iterator[None]:
+    """Context manager: Hydra is initialized with our conf/ inside it; what was initialized before comes back."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), job_name="metarun", version_base=VERSION):
+        with initialize_config_dir(str(conf_dir()), job_name="metarun", version_base=HYDRA_BEHAVIOUR):
             yield
     finally:
         GlobalHydra.instance().hydra = before
 
 
 @contextmanager
-def _explained(words: Sequence[str]) -> Iterator[None]:
+def _as_config_errors(words: Sequence[str]) -> Iterator[None]:
+    """Context manager: an error of Hydra's or of a YAML file's becomes a ConfigError with key, value and remedy."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:  # Hydra raises plain ones too
-        raise ConfigError(_explain(error, words)) from error
+        raise ConfigError(_message_of(error, words)) from error
 
 
-def _explain(error: Exception, words: Sequence[str]) -> str:
+def _message_of(error: Exception, words: Sequence[str]) -> str:
     text = str(error)
     first = text.splitlines()[0] if text else type(error).__name__
     if isinstance(error, MissingConfigException):
@@ -191,12 +219,15 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
         return _no_such_choice(group, name)
     several = re.match(r"Ambiguous value for argument '(.+)'", first)
     if several:
-        return f"{several[1]}: several values are a sweep; say metarun -m {several[1]}"
+        word = several[1].lstrip("+")
+        return f"{word}: several values are a sweep; say metarun -m {word}"
     return first
 
 
 def _no_such_choice(group: str, name: str) -> str:
     known = groups().get(group, [])
+    if (group, name) in CHOICES:
+        return f"{group}={name}: is now called {CHOICES[group, name]}; change the name in the file that chooses it"
     return f"{group}={name}: no such choice{nearest(name, known)} ({', '.join(known)})"
 
 
@@ -207,7 +238,7 @@ def unknown_key(key: str) -> str:
     return f"{key}: unknown key{hint or '; metarun show lists all keys'}"
 
 
-def _keys(values: dict[str, Any], prefix: str) -> Iterator[str]:
+def _keys(values: Mapping[str, object], prefix: str) -> Iterator[str]:
     for name, value in values.items():
         yield prefix + name
         if isinstance(value, dict):

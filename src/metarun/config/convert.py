@@ -18,6 +18,16 @@ T = TypeVar("T")
 TARGET = "_target_"
 
 
+def values_of(plain: Mapping[str, object], group: str) -> Mapping[str, object]:
+    """The values of one group."""
+    values = plain.get(group)
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{group}={_short(values)}: needs a choice, such as {group}=NAME; metarun --help lists the names"
+        )
+    return values
+
+
 def target_class(spec: object, key: str, load: Callable[[str], types.ModuleType] = importlib.import_module) -> type:
     """The class that `_target_` names."""
     if not isinstance(spec, Mapping) or not isinstance(spec.get(TARGET), str):

@@ -12,8 +12,9 @@ from typing import Any, Literal, cast
 
 import torch
 
-from metarun.config.convert import TARGET, arguments, build, convert, target_class
+from metarun.config.convert import TARGET, arguments, build, convert, target_class, values_of
 from metarun.config.device import device_of, processes_of
+from metarun.config.renamed import with_previous_names
 from metarun.data.sources.mixture import Mixture
 from metarun.data.tasks.augment import Augment
 from metarun.data.tasks.contracts import (
@@ -38,7 +39,7 @@ from metarun.train.schedule import Schedule
 from metarun.types import Algorithm, EngineChoice, Kind, Split
 
 # May differ between runs of one experiment.
-UNSIGNED = ("seed", "device", "devices", "allocator", "plan", "track", "out")
+UNSIGNED = ("seed", "device", "devices", "allocator", "execution_from", "track", "out")
 TF32_OFF = ("tf32", False)  # as if it were not there
 
 
@@ -82,12 +83,12 @@ class EvalConfig:
     every: int
     val_episodes: int
     test_episodes: int
-    batch: int
+    tasks_at_once: int
     weights: Literal["trained", "average"]
 
     def __post_init__(self) -> None:
         _at_least(1, "every", self.every)
-        _at_least(1, "batch", self.batch)
+        _at_least(1, "tasks_at_once", self.tasks_at_once)
         for name in ("val_episodes", "test_episodes"):
             _at_least(2, name, getattr(self, name), " (a confidence interval needs two)")
 
@@ -122,7 +123,7 @@ class RunConfig:
     devices: int | Literal["auto"]  # processes on the CPU
     allocator: Allocator
     tf32: bool
-    plan: str | None  # the file of another run's
+    execution_from: str | None  # plan.json of another run
     out: Path
     choices: Mapping[str, str]  # group -> the file chosen in it
     plain: Mapping[str, Any]  # all values as composed, for files and people
@@ -133,7 +134,12 @@ class RunConfig:
 
     @property
     def signature(self) -> str:
-        return hashlib.sha256(json.dumps(self.signed(self.plain), sort_keys=True).encode()).hexdigest()[:8]
+        return _digest(self.signed(self.plain))
+
+    @property
+    def signature_of_previous_version(self) -> str:
+        """That of the same configuration before keys were renamed."""
+        return _digest(with_previous_names(self.signed(self.plain)))
 
     def signed(self, plain: Mapping[str, Any]) -> dict[str, Any]:
         """What makes an experiment: not where it runs, nor where its data lies."""
@@ -151,11 +157,18 @@ class RunConfig:
 
     @property
     def group(self) -> str:
-        return f"{self.experiment}/{_file_name(self.choices['algo'])}-{self.signature}"
+        return self._group_of(self.signature)
 
     @property
     def folder(self) -> Path:
         return self.out / self.group / f"seed{self.seed}"
+
+    @property
+    def folder_of_previous_version(self) -> Path:
+        return self.out / self._group_of(self.signature_of_previous_version) / f"seed{self.seed}"
+
+    def _group_of(self, signature: str) -> str:
+        return f"{self.experiment}/{_file_name(self.choices['algo'])}-{signature}"
 
 
 def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
@@ -164,7 +177,7 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
     extra = [name for name in plain if name not in known]
     if extra:
         raise ConfigError(f"{extra[0]}: unknown key (known: {', '.join(known)})")
-    optim = dict(_group(plain, "optim"))
+    optim = dict(values_of(plain, "optim"))
     schedule = optim.pop("schedule", None)
     optim_class = target_class(optim, "optim")
     if not issubclass(optim_class, torch.optim.Optimizer):
@@ -178,7 +191,7 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
         augment=_augment(plain),
         task=build(TaskConfig, plain.get("task"), "task"),
         algo=_target(plain, "algo"),
-        model=_model(_group(plain, "model")),
+        model=_model(values_of(plain, "model")),
         optim=_optim(optim_class, optim),
         schedule=cast(Schedule, build(target_class(schedule, "optim.schedule"), schedule, "optim.schedule")),
         engine=_target(plain, "engine"),
@@ -190,7 +203,7 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
         devices=processes_of(plain.get("devices")),
         allocator=convert(plain.get("allocator"), Allocator, "allocator"),
         tf32=convert(plain.get("tf32", False), bool, "tf32"),
-        plan=convert(plain.get("plan"), str | None, "plan"),
+        execution_from=convert(plain.get("execution_from"), str | None, "execution_from"),
         out=Path(convert(plain.get("out"), str, "out")),
         choices=choices,
         plain=plain,
@@ -245,7 +258,7 @@ def _check_match(config: RunConfig) -> None:
 
 def _data(plain: Mapping[str, Any]) -> Any:
     """A source; of a mixture the sources in it are built first."""
-    spec = _group(plain, "data")
+    spec = values_of(plain, "data")
     if target_class(spec, "data") is not Mixture:
         return _target(plain, "data")
     named = spec.get("sources")
@@ -261,12 +274,12 @@ def _data(plain: Mapping[str, Any]) -> Any:
 
 
 def _augment(plain: Mapping[str, Any]) -> Augment | None:
-    augment = build(Augment, _group(plain, "augment"), "augment")
+    augment = build(Augment, values_of(plain, "augment"), "augment")
     return None if augment.changes_nothing else augment
 
 
 def _target(plain: Mapping[str, Any], key: str) -> Any:
-    spec = _group(plain, key)
+    spec = values_of(plain, key)
     return build(target_class(spec, key), spec, key)
 
 
@@ -314,13 +327,6 @@ def _model(spec: Mapping[str, Any]) -> Call:
     return Call(cls, arguments(cls, spec, "model", ("shape",)))
 
 
-def _group(plain: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    spec = plain.get(key)
-    if not isinstance(spec, Mapping):
-        raise ConfigError(f"{key}={spec}: needs a choice, such as {key}=NAME; metarun --help lists the names")
-    return spec
-
-
 def _seed(value: object) -> int:
     seed: int = convert(value, int, "seed")
     if not 0 <= seed < 2**63:
@@ -331,6 +337,10 @@ def _seed(value: object) -> int:
 def _at_least(low: int, name: str, value: int, why: str = "") -> None:
     if value < low:
         raise ValueError(f"{name}={value}: need at least {low}{why}")
+
+
+def _digest(signed: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _file_name(text: str) -> str:

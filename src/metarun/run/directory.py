@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import filelock
 import yaml
 
+from metarun.config.renamed import translated
 from metarun.config.schema import RunConfig
 from metarun.errors import RunError
 from metarun.run.checkpoint import write_whole
@@ -59,10 +60,16 @@ def locked(folder: Path) -> Iterator[RunDir]:
         lock.release()
 
 
+def folder_in_use(config: RunConfig) -> Path:
+    """The run's folder; or the one of the same run by the previous version, whose key names gave another signature."""
+    previous = config.folder_of_previous_version
+    return previous if previous.exists() and not config.folder.exists() else config.folder
+
+
 def write_or_match_config(run: RunDir, config: RunConfig) -> None:
     """The first run writes its configuration; a later one must have the same."""
     if run.config.exists():
-        before = yaml.safe_load(run.config.read_text())
+        before = translated(yaml.safe_load(run.config.read_text())).plain
         there, ours = config.signed(before), config.signed(config.plain)
         if there != ours:
             differs = sorted(key for key in {*there, *ours} if there.get(key) != ours.get(key))

@@ -126,8 +126,8 @@ def plan_execution(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, not
         return plan
     start = time.monotonic()
     choices = open_choices(config, begun=run.last.exists())
-    if config.plan is not None:
-        other = Path(config.plan)
+    if config.execution_from is not None:
+        other = Path(config.execution_from)
         plan = _taken_over(_checked(read_plan(other), config, other), choices)
     else:
         plan = decide(choices, lambda: MetaStepTimer(config, parts, choices, stop), note)
@@ -334,9 +334,9 @@ def read_plan(path: Path) -> Plan:
         engine, why = cast(DecidedFields, dict(content["engine"])), cast(Measured, dict(content["why"]))
         return Plan(engine, int(content["processes"]), int(content["threads"]), why)
     except OSError as error:
-        raise RunError(f"plan={path}: cannot be read ({error.strerror})") from error
+        raise RunError(f"execution_from={path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"plan={path}: is no plan.json of a run, or a damaged one; move it away") from error
+        raise RunError(f"execution_from={path}: is no plan.json of a run, or a damaged one; move it away") from error
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -347,10 +347,10 @@ def _checked(plan: Plan, config: RunConfig, path: Path) -> Plan:
     known = {field.name for field in dataclasses.fields(config.engine)}
     foreign = sorted(plan.engine.keys() - known)
     if foreign:
-        raise RunError(f"plan={path}: has {foreign[0]}, which engine={config.choices['engine']} knows nothing of")
+        raise RunError(f"execution_from={path}: has {foreign[0]}, which engine={config.choices['engine']} knows nothing of")
     if plan.processes > 1 and config.device.type != "cpu":
         raise RunError(
-            f"plan={path}: has {plan.processes} processes on a CPU, and device={config.device}; set plan=null"
+            f"execution_from={path}: has {plan.processes} processes on a CPU, and device={config.device}; set execution_from=null"
         )
     return plan
 

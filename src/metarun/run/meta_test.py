@@ -33,7 +33,7 @@ def meta_test(
     """Scores the test split, which is opened here and nowhere else, and writes scores and pictures into the run."""
     tasks = parts.data.tasks("test", config.task.test, config.seed)
     measures, episodes = measures_for(config.kind), config.eval.test_episodes
-    found = evaluate(parts.engine, meta, tasks, measures, episodes, config.eval.batch, tick)
+    found = evaluate(parts.engine, meta, tasks, measures, episodes, config.eval.tasks_at_once, tick)
     primary = measures[0]
     write_scores(run.scores, found[primary.name])
     draw_episodes(parts, meta, tasks, run.episodes)

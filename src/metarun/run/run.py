@@ -15,7 +15,15 @@ from metarun.measures import Estimate
 from metarun.results import plots
 from metarun.run.build import Parts, prepare, train_tasks
 from metarun.run.checkpoint import read
-from metarun.run.directory import RunDir, locked, read_summary, write_or_match_config, write_summary, write_text
+from metarun.run.directory import (
+    RunDir,
+    folder_in_use,
+    locked,
+    read_summary,
+    write_or_match_config,
+    write_summary,
+    write_text,
+)
 from metarun.run.execution import Plan, executing, plan_execution
 from metarun.run.meta_test import meta_test
 from metarun.run.provenance import peak_mb
@@ -45,7 +53,7 @@ def execute(config: RunConfig) -> Outcome:
     keep_pages(config.allocator)
     set_tf32(config.tf32)
     parts = prepare(config, say)
-    with locked(config.folder) as run:
+    with locked(folder_in_use(config)) as run:
         write_or_match_config(run, config)
         summary = read_summary(run)
         if summary is not None:
@@ -90,7 +98,7 @@ def _train(config: RunConfig, parts: Parts, session: Session) -> None:
     def validate(meta: Meta) -> Estimate:
         episodes = config.eval.val_episodes
         tick = session.ticker("meta-validate", episodes)
-        found = evaluate(parts.engine, meta, val_tasks, (session.measure,), episodes, config.eval.batch, tick)
+        found = evaluate(parts.engine, meta, val_tasks, (session.measure,), episodes, config.eval.tasks_at_once, tick)
         return found[session.measure.name]
 
     meta_train(
