@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.config.compose import compose
+from metarun.config.convert import values_of
 from metarun.engine.loop import Loop
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
@@ -44,7 +45,7 @@ def test_it_is_a_frozen_value_whose_numbers_are_all_in_its_yaml(name: str) -> No
 @pytest.mark.parametrize("name", ["mamlpp", "scratch", "snail"])  # files that take up others, and one that does not
 def test_the_values_are_those_that_hydra_composes(name: str) -> None:
     words = [f"algo={name}", "~tuned", f"task.ways={WAYS}", "task.shots=2", "task.queries=2"]
-    composed = compose(words).plain["algo"]
+    composed = values_of(compose(words).plain, "algo")
     assert {key: tuple(v) if isinstance(v, list) else v for key, v in composed.items()} == values(name)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from metarun.config.compose import Composed, compose, compose_over
 from metarun.config.convert import values_of
 from metarun.config.device import set_tf32
+from metarun.config.places import groups
 from metarun.config.renamed import key_of, tell, translated, translated_choices
 from metarun.config.schema import RunConfig, check_capacities, load
 from metarun.data.tasks.contracts import shape_name
@@ -94,7 +95,7 @@ def _config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfi
                 f"{key}: was settled when the run was trained; a test may set {', '.join(FREE[:3])}, "
                 f"algo.KEY, {', '.join(FREE[4:])}"
             )
-    choices = translated_choices(about["choices"])
+    choices = translated_choices(about["choices"], groups())
     now = compose([f"{group}={choice}" for group, choice in choices.items() if group not in COMPUTED])
     base = Composed(_filled(translated(about["config"]).plain, now.plain), choices)
     composed = compose_over(base, words)

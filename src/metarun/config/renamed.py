@@ -38,7 +38,7 @@ CLASSES = {  # what `_target_` says
     "metarun.schedule.Linear": "metarun.train.schedule.Linear",
     "metarun.schedule.Step": "metarun.train.schedule.Step",
     "metarun.data.mixture.Mixture": "metarun.data.sources.mixture.Mixture",
-    "metarun.engine.l2l.L2L": "metarun.engine.learn2learn.L2L",
+    "metarun.engine.l2l.L2L": "metarun.engine.learn2learn.Learn2Learn",
 }
 OLD_KEYS = {renamed.old: renamed for renamed in KEYS}
 NEW_KEYS = {renamed.new: renamed for renamed in KEYS}
@@ -116,9 +116,12 @@ def translated(plain: Mapping[str, object], words: Sequence[str] = ()) -> Transl
     return Translated(found, tuple(lines))
 
 
-def translated_choices(choices: Mapping[str, str]) -> dict[str, str]:
-    """Stored choices with today's names."""
-    return {group: CHOICES.get((group, name), name) for group, name in choices.items()}
+def translated_choices(choices: Mapping[str, str], files: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Stored choices with today's names; a file of the old name that is there is another one."""
+    return {
+        group: name if name in files.get(group, ()) else CHOICES.get((group, name), name)
+        for group, name in choices.items()
+    }
 
 
 def with_previous_names(plain: Mapping[str, object]) -> dict[str, object]:
