@@ -45,6 +45,19 @@ def test_a_new_key_beside_an_old_one_in_a_file_wins_if_said(tmp_path: Path) -> N
     assert values_of(compose([*words, "eval.tasks_at_once=5"]).plain, "eval")["tasks_at_once"] == 5
 
 
+@pytest.mark.parametrize(
+    ("clip", "by", "outer"),
+    [(None, "value", []), (10, "value", [{"clip_by_value": 10}]), (0.5, "norm", [{"clip_by_norm": 0.5}])],
+)
+def test_clipping_is_a_transform_of_the_outer_step(clip: float | None, by: str, outer: object) -> None:
+    shown = "null" if clip is None else clip
+    train = values_of(compose([f"train.clip={shown}", f"train.clip_by={by}"]).plain, "train")
+    assert train["outer"] == outer
+    assert not {"clip", "clip_by"} & train.keys()
+    before = values_of(with_previous_names({"train": train}), "train")
+    assert (before["clip"], before["clip_by"]) == (clip, by)
+
+
 def test_old_choices_get_their_new_names_alone_and_in_a_sweep() -> None:
     files = {"optim": ["adam", "adam_1000_steps"], "engine": ["vmap", "learn2learn"]}
     words, lines = translated_words(["optim=adam_short,adam", "engine=l2l", "algo=maml"], files)

@@ -40,8 +40,11 @@ CLASSES = {  # what `_target_` says
     "metarun.data.mixture.Mixture": "metarun.data.sources.mixture.Mixture",
     "metarun.engine.l2l.L2L": "metarun.engine.learn2learn.Learn2Learn",
 }
-OLD_KEYS = {renamed.old: renamed for renamed in KEYS}
-NEW_KEYS = {renamed.new: renamed for renamed in KEYS}
+CLIP, CLIP_BY, OUTER = "clip", "clip_by", "outer"  # of train: the first two became a transform in the third
+OLD_KEYS = {renamed.old: renamed.new for renamed in KEYS} | {
+    f"train.{name}": f"train.{OUTER}" for name in (CLIP, CLIP_BY)
+}
+ADDED = {("eval", "weights"): "trained"}  # keys that the previous version did not have, with the value that it implied
 _WORD = re.compile(r"(?P<prefix>~|\+{0,2})(?P<key>[^=]+?)(?:=(?P<value>.*))?", re.DOTALL)
 
 
@@ -52,7 +55,7 @@ class Translated(NamedTuple):
 
 def new_key(key: str) -> str:
     """Today's name of a key."""
-    return OLD_KEYS[key].new if key in OLD_KEYS else key
+    return OLD_KEYS.get(key, key)
 
 
 def key_of(word: str) -> str:
@@ -76,8 +79,8 @@ def translated_words(words: Sequence[str], choices: Mapping[str, Sequence[str]])
         prefix, key, value = found["prefix"], found["key"], found["value"]
         if key in OLD_KEYS:
             if prefix == "~":
-                lines[_line(key, OLD_KEYS[key].new)] = None
-                return f"~{OLD_KEYS[key].new}"
+                lines[_line(key, OLD_KEYS[key])] = None
+                return f"~{OLD_KEYS[key]}"
             return word if value is None else f"++{key}={value}"
         group = key.partition("@")[0]
         for (of, old), new in CHOICES.items():
@@ -113,6 +116,13 @@ def translated(plain: Mapping[str, object], words: Sequence[str] = ()) -> Transl
             both = new in values and _joined(key, new) in said and _joined(key, old) not in said
             kept = {name: values[new] if both and name == new else each for name, each in values.items() if name != old}
             found = _replaced(found, key, kept if both else {**kept, new: value})
+    train = found.get("train")
+    if isinstance(train, Mapping) and (CLIP in train or CLIP_BY in train):
+        found["train"] = _with_outer(_mapped(train), f"train.{OUTER}" in said, lines)
+    for (group, name), value in ADDED.items():
+        values = found.get(group)
+        if isinstance(values, Mapping) and name not in values:
+            found[group] = {**values, name: value}
     return Translated(found, tuple(lines))
 
 
@@ -137,7 +147,35 @@ def with_previous_names(plain: Mapping[str, object]) -> dict[str, object]:
                 value = old_values.get(value, value) if isinstance(value, str) else value
                 kept = {name: each for name, each in values.items() if name != new}
                 found = _replaced(found, key, {**kept, old: value})
+    train = found.get("train")
+    if isinstance(train, Mapping) and OUTER in train:
+        found["train"] = _with_clip(_mapped(train))
+    for (group, name), value in ADDED.items():
+        values = found.get(group)
+        if isinstance(values, Mapping) and values.get(name) == value:
+            found[group] = {key: each for key, each in values.items() if key != name}
     return found
+
+
+def _with_outer(train: Mapping[str, object], new_wins: bool, lines: list[str]) -> dict[str, object]:
+    """clip=10, clip_by=norm is now outer=[{clip_by_norm: 10}]; clip=null is outer=[]."""
+    clip, by = train.get(CLIP), train.get(CLIP_BY, "value")
+    outer = [] if clip is None else [{f"clip_by_{by}": clip}]
+    lines.append(_line("train.clip", f"'train.outer={str(outer).replace(chr(39), '')}'"))
+    kept = {name: value for name, value in train.items() if name not in (CLIP, CLIP_BY)}
+    return kept if new_wins else {**kept, OUTER: outer}
+
+
+def _with_clip(train: Mapping[str, object]) -> dict[str, object]:
+    kept = {name: value for name, value in train.items() if name != OUTER}
+    outer = train[OUTER]
+    if outer == []:
+        return {**kept, CLIP: None, CLIP_BY: "value"}
+    if isinstance(outer, Sequence) and len(outer) == 1 and isinstance(outer[0], Mapping):
+        for by in ("value", "norm"):
+            if list(outer[0]) == [f"clip_by_{by}"]:
+                return {**kept, CLIP: outer[0][f"clip_by_{by}"], CLIP_BY: by}
+    return dict(train)  # the previous version had nothing of this kind
 
 
 def _line(old: str, new: str) -> str:

@@ -195,7 +195,7 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
         optim=_optim(optim_class, optim),
         schedule=cast(Schedule, build(target_class(schedule, "optim.schedule"), schedule, "optim.schedule")),
         engine=_target(plain, "engine"),
-        train=_train(_group(plain, "train")),
+        train=_train(values_of(plain, "train")),
         eval=build(EvalConfig, plain.get("eval"), "eval"),
         track=_target(plain, "track"),
         seed=_seed(plain.get("seed")),

@@ -347,10 +347,13 @@ def _checked(plan: Plan, config: RunConfig, path: Path) -> Plan:
     known = {field.name for field in dataclasses.fields(config.engine)}
     foreign = sorted(plan.engine.keys() - known)
     if foreign:
-        raise RunError(f"execution_from={path}: has {foreign[0]}, which engine={config.choices['engine']} knows nothing of")
+        raise RunError(
+            f"execution_from={path}: has {foreign[0]}, which engine={config.choices['engine']} knows nothing of"
+        )
     if plan.processes > 1 and config.device.type != "cpu":
         raise RunError(
-            f"execution_from={path}: has {plan.processes} processes on a CPU, and device={config.device}; set execution_from=null"
+            f"execution_from={path}: has {plan.processes} processes on a CPU, and device={config.device}; "
+            "set execution_from=null"
         )
     return plan
 
