@@ -120,9 +120,9 @@ def translated(plain: Mapping[str, object], words: Sequence[str] = ()) -> Transl
     if isinstance(train, Mapping) and (CLIP in train or CLIP_BY in train):
         found["train"] = _with_outer(_mapped(train), f"train.{OUTER}" in said, lines)
     for (group, name), value in ADDED.items():
-        values = found.get(group)
-        if isinstance(values, Mapping) and name not in values:
-            found[group] = {**values, name: value}
+        there = found.get(group)
+        if isinstance(there, Mapping) and name not in there:
+            found[group] = {**there, name: value}
     return Translated(found, tuple(lines))
 
 
@@ -151,9 +151,9 @@ def with_previous_names(plain: Mapping[str, object]) -> dict[str, object]:
     if isinstance(train, Mapping) and OUTER in train:
         found["train"] = _with_clip(_mapped(train))
     for (group, name), value in ADDED.items():
-        values = found.get(group)
-        if isinstance(values, Mapping) and values.get(name) == value:
-            found[group] = {key: each for key, each in values.items() if key != name}
+        there = found.get(group)
+        if isinstance(there, Mapping) and there.get(name) == value:
+            found[group] = {key: each for key, each in there.items() if key != name}
     return found
 
 
