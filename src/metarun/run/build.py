@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -101,7 +100,6 @@ def build_outer_step(config: RunConfig) -> OuterStep:
     """The outer step, captured as a CUDA graph where the engine's step is and the optimizer allows it."""
     capture: Callable[[Update], Update] = as_launched
     if _captures(config) and _capturable(config.optim.cls):
-        warnings.filterwarnings("ignore", message=".*capturable=True.*")  # the first step is not captured
         capture = _captured_in_place
     rate, train = config.optim.values["lr"], config.train
     return OuterStep(config.schedule, rate, train.steps, train.outer, capture)

@@ -16,7 +16,7 @@ from metarun.engine.kernels.substitute import SubstituteKernels
 
 
 def second_order(function: Callable[..., Tensor], *args: Tensor) -> list[Tensor]:
-    """A function's value, first and second derivatives by all arguments: of a stack of tasks by vmap, and of one task."""
+    """A function's value, first and second derivatives by all arguments, for a stack of tasks by vmap and for one."""
     places = tuple(range(len(args)))
 
     def value(*args: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Compiled(Generic[*Args, TensorTree]):
         try:
             return compile_for(self.function, args)
         except Exception as error:  # whatever a tracer, a code generator or a C++ compiler may raise
-            self.note(f"compile: {type(error).__name__}: {_first_line(error)}; runs without it")
+            self.note(f"compile: {type(error).__name__}: {_first_nonempty_line(error)}; runs without it")
             return None
 
 
@@ -101,6 +101,6 @@ def _channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == IMAGE_DIMS else value
 
 
-def _first_line(error: Exception) -> str:
+def _first_nonempty_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else "no reason given"
