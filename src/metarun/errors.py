@@ -1,4 +1,4 @@
-"""What a user is told in one line instead of a traceback."""
+"""Errors that are shown to the user as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 
 class ConfigError(Exception):
-    """A mistake in what was asked for: key, value, remedy. Exit code 2, before any work."""
+    """A mistake in the configuration: the text names key, value and remedy. Raised before any work; exit code 2."""
 
     exit_code = 2
 
 
 class RunError(Exception):
-    """A run that cannot go on, or that may not start now. Exit code 1."""
+    """A run that cannot start or cannot go on. Exit code 1."""
 
     exit_code = 1
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean X?' or nothing."""
+    """The text ', did you mean X?' for the known word X that is most like `word`; empty if none is like it."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]}?" if close else ""

@@ -180,7 +180,7 @@ class Tracker(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
+    def finish(self, summary: Mapping[str, object], artifacts: Artifacts) -> None:
         """Called once, when the run has its result."""
         ...
 

@@ -38,18 +38,18 @@ def pixels_of(path: Path, colour: tuple[int, int, int]) -> int:
     return int((array == np.array(colour)).all(-1).sum())
 
 
-def shown(ways: int, shots: int, queries: int, wrong: int, channels: int = 1) -> plots.Shown:
+def shown(ways: int, shots: int, queries: int, wrong: int, channels: int = 1) -> plots.ClassifiedEpisode:
     rng = np.random.default_rng(0)
     support_y, query_y = np.repeat(np.arange(ways), shots), np.repeat(np.arange(ways), queries)
     predicted = query_y.copy()
     predicted[:wrong] = (predicted[:wrong] + 1) % ways
     support_x, query_x = (rng.integers(0, 256, (len(y), channels, 8, 8)).astype(np.uint8) for y in (support_y, query_y))
-    return plots.Shown(support_x, support_y, query_x, query_y, predicted)
+    return plots.ClassifiedEpisode(support_x, support_y, query_x, query_y, predicted)
 
 
-def fit() -> plots.Fit:
+def fit() -> plots.RegressionCurves:
     x, grid = np.linspace(-4, 4, 5)[:, None], np.linspace(-5, 5, 50)[:, None]
-    return plots.Fit(x, np.sin(x), grid, np.sin(grid), 0 * grid, 0.9 * np.sin(grid))
+    return plots.RegressionCurves(x, np.sin(x), grid, np.sin(grid), 0 * grid, 0.9 * np.sin(grid))
 
 
 @pytest.mark.parametrize("measure", ["acc", "mse"])
@@ -109,7 +109,7 @@ def test_episodes_of_any_shape_fit_and_repeat(
 ) -> None:
     some = [shown(ways, shots, queries, 1, channels), shown(ways, shots, queries, 0, channels)]
     first = plots.episodes(some, tmp_path / "a.png")
-    second = plots.episodes([plots.Shown(*one) for one in map(tuple, some)], tmp_path / "b.png")
+    second = plots.episodes([plots.ClassifiedEpisode(*one) for one in map(tuple, some)], tmp_path / "b.png")
     assert first.read_bytes() == second.read_bytes()
     with Image.open(first) as picture:
         assert max(picture.size) < 4000
@@ -121,7 +121,7 @@ def test_regression_does_not_depend_on_the_order_of_the_grid(tmp_path: Path) -> 
     assert one.before_y is not None
     grid = (part[mixed] for part in (one.x_grid, one.true_y, one.before_y, one.after_y))
     first = plots.regression([one], tmp_path / "a.png")
-    second = plots.regression([plots.Fit(one.support_x, one.support_y, *grid)], tmp_path / "b.png")
+    second = plots.regression([plots.RegressionCurves(one.support_x, one.support_y, *grid)], tmp_path / "b.png")
     assert first.read_bytes() == second.read_bytes()
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from metarun.cli.main import main
+from metarun.measures import measures_for
 from metarun.run.directory import locked
 from support.runs import TINY, only_run, outcome
 
@@ -24,6 +25,7 @@ def test_a_run_leaves_everything(alone: Path, capsys: pytest.CaptureFixture[str]
     for name in names.split():
         assert (run / name).stat().st_size > 0
     summary = json.loads((run / "summary.json").read_text())
+    assert {f"test/{measure.name}" for measure in measures_for("classes")} <= summary.keys()
     assert {"test/acc", "test/ci95", "test/episodes", "val/best_acc", "best_step"} <= summary.keys()
     assert {"time/total_s", "time/tasks_per_s"} <= summary.keys()
     protocol = summary["protocol"]
@@ -37,6 +39,7 @@ def test_a_run_leaves_everything(alone: Path, capsys: pytest.CaptureFixture[str]
     assert summary["test/ci95"] == pytest.approx(1.959964 * float(scores.std()) / 6**0.5, rel=1e-6)
     out = capsys.readouterr().out
     assert f"{100 * summary['test/acc']:.2f} +- {100 * summary['test/ci95']:.2f} % (6 episodes)" in out
+    assert all(measure.title in out for measure in measures_for("classes"))
     assert "\x1b" not in out
 
 

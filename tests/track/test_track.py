@@ -13,7 +13,7 @@ import pytest
 
 from metarun.measures import Measure, primary_measure
 from metarun.track import Trackers
-from metarun.track.console import Console, Progress, clock, result_table, rich_console
+from metarun.track.console import Console, RunProgress, duration_text, result_table, rich_console
 from metarun.track.jsonl import Jsonl
 from metarun.types import Artifacts
 
@@ -115,17 +115,17 @@ def test_a_metrics_file_shorter_than_its_checkpoint_is_refused_and_kept(tmp_path
 def test_best_follows_the_measure_and_survives_a_resume(
     measure: Measure, values: tuple[float, ...], best: tuple[float, int]
 ) -> None:
-    progress = Progress(9, measure, 0, None)
+    progress = RunProgress(9, measure, 0, None)
     for step, value in enumerate(values, start=1):
         progress.take(step, {f"val/{measure.name}": value}, now=float(step))
     assert progress.best == best
-    resumed = Progress(9, measure, 2, best)
+    resumed = RunProgress(9, measure, 2, best)
     resumed.take(3, {f"val/{measure.name}": values[2]}, now=0.0)
     assert resumed.best == best
 
 
 def test_time_left_is_the_pace_since_the_first_logged_step() -> None:
-    progress = Progress(100, ACCURACY, 20, None)
+    progress = RunProgress(100, ACCURACY, 20, None)
     assert progress.left_s(0.0) is None
     progress.take(30, {}, now=50.0)  # the slow first step
     progress.take(50, {}, now=60.0)
@@ -219,8 +219,8 @@ def test_logging_to_a_terminal_takes_less_than_a_millisecond() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(59.6, "1:00"), (3724.2, "1:02:04"), (0.2, "0:00")])
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+def test_duration_text(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
 
 
 def test_the_result_names_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

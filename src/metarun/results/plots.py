@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves, a few test episodes, and regression before and after adaptation."""
+"""Pictures of a run: learning curves, test episodes with predictions, regression curves before and after adaptation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,16 +18,17 @@ from metarun.measures import Measure, primary_among, primary_measure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 Array = NDArray[Any]
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
-BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#6B6B6B"
-SMOOTH_SHARE = 0.05  # of a curve's points, averaged into its smoothed line
-LOG_RATIO = 20.0  # a measure that falls this far is read on a logarithmic axis
-MAX_WAYS, MAX_SUPPORT, MAX_QUERIES = 5, 5, 4  # pictures of an episode
-GAP = 0.4  # between support and queries, in pictures
-CELL_IN = 0.72  # a picture, in inches
+BLUE, VERMILION, GREEN, ORANGE, MID_GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#6B6B6B"
+SMOOTH_SHARE = 0.05  # share of a curve's points in the window of its moving average
+LOG_RATIO = 20.0  # of highest to lowest value, above which the axis is logarithmic
+MAX_WAYS, MAX_SUPPORT, MAX_QUERIES = 5, 5, 4  # most rows, and most images in a row, of an episode's picture
+GAP = 0.4  # between support and queries, in widths of an image
+CELL_IN = 0.72  # width of an image, in inches
 LEGEND_IN = 4.0
 WRONG_BOX = {"boxstyle": "square,pad=0.15", "facecolor": VERMILION, "edgecolor": "none"}
 STYLE: dict[Any, Any] = {
@@ -40,8 +42,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-class Shown(NamedTuple):
-    """One classified test episode."""
+class ClassifiedEpisode(NamedTuple):
+    """A test episode with the predicted classes of its queries."""
 
     support_x: Array  # [S, C, H, W], 0..1 or 0..255
     support_y: Array
@@ -50,19 +52,19 @@ class Shown(NamedTuple):
     prediction_y: Array
 
 
-class Fit(NamedTuple):
-    """One regression task: its points, and the curves before and after adaptation."""
+class RegressionCurves(NamedTuple):
+    """A regression task: support points, the true curve, and predictions before and after adaptation."""
 
     support_x: Array
     support_y: Array
     x_grid: Array
     true_y: Array
-    before_y: Array | None  # None: nothing could be said yet
+    before_y: Array | None  # None: the algorithm predicts nothing without a support set
     after_y: Array
 
 
 def curves(metrics_jsonl: Path, out_stem: Path) -> tuple[Path, Path]:
-    """Writes PNG and SVG."""
+    """Draws loss and primary measure over meta-steps as PNG and SVG; returns both paths."""
     series = _series(metrics_jsonl)
     measure = primary_among(series, "val") or primary_measure("classes")
     panels = 2 if "train/loss" in series else 1  # a run of no steps has no loss
@@ -75,9 +77,9 @@ def curves(metrics_jsonl: Path, out_stem: Path) -> tuple[Path, Path]:
         return png, svg
 
 
-def episodes(shown: Sequence[Shown], path: Path) -> Path:
-    """One row per class: its support pictures, then queries framed by whether the prediction was right."""
-    tables = [_table(Shown._make(one)) for one in shown]
+def episodes(shown: Sequence[ClassifiedEpisode], path: Path) -> Path:
+    """Draws episodes of images. One row per class: support images, then queries framed green (right) or red (wrong)."""
+    tables = [_table(ClassifiedEpisode._make(one)) for one in shown]
     widths = [max(row.width for row in table) for table in tables]
     rows = max(len(table) for table in tables)
     width = max(CELL_IN * (sum(widths) + len(widths)), LEGEND_IN)
@@ -89,38 +91,36 @@ def episodes(shown: Sequence[Shown], path: Path) -> Path:
         return _save(figure, path)
 
 
-def features(shown: Sequence[Shown], path: Path) -> Path:
-    """Items without a look, by the two directions in which a task's items differ most; wrong answers crossed."""
+def features(shown: Sequence[ClassifiedEpisode], path: Path) -> Path:
+    """Draws episodes of feature vectors by their first two principal components; wrong predictions are crossed."""
     with _figure(max(2.8 * len(shown), LEGEND_IN), 3.2) as figure:
         axes = figure.subplots(1, len(shown), squeeze=False)[0]
         for number, (axis, one) in enumerate(zip(axes, shown, strict=True)):
-            _draw_scatter(axis, Shown._make(one))
+            _draw_scatter(axis, ClassifiedEpisode._make(one))
             axis.set_title(f"test episode {number}", fontsize=9)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         return _save(figure, path)
 
 
-def _draw_scatter(axis: Axes, one: Shown) -> None:
+def _draw_scatter(axis: Axes, one: ClassifiedEpisode) -> None:
     x = np.concatenate([one.support_x, one.query_x]).astype(np.float64)
     x = x - x.mean(0)
     flat = np.pad(x @ np.linalg.svd(x, full_matrices=False)[2][:2].T, ((0, 0), (0, max(0, 2 - x.shape[1]))))
     support, query = flat[: len(one.support_x)].T, flat[len(one.support_x) :].T
     wrong = one.query_y != one.prediction_y
-    colours: dict[str, Any] = {"cmap": "tab10", "vmin": 0, "vmax": max(9, int(one.query_y.max()))}
-    axis.scatter(
-        support[0], support[1], c=one.support_y, marker="s", s=60, edgecolors="black", label="support", **colours
-    )
-    axis.scatter(query[0], query[1], c=one.query_y, s=18, alpha=0.7, label="query, by its class", **colours)
+    scatter = partial(axis.scatter, cmap="tab10", vmin=0, vmax=max(9, int(one.query_y.max())))
+    scatter(support[0], support[1], c=one.support_y, marker="s", s=60, edgecolors="black", label="support")
+    scatter(query[0], query[1], c=one.query_y, s=18, alpha=0.7, label="query, by its class")
     axis.scatter(query[0, wrong], query[1, wrong], c=VERMILION, marker="x", s=40, label="answered wrongly")
     axis.set(xticks=[], yticks=[])
 
 
-def regression(cases: Sequence[Fit], path: Path) -> Path:
+def regression(cases: Sequence[RegressionCurves], path: Path) -> Path:
     with _figure(max(3.2 * len(cases), LEGEND_IN), 3.4) as figure:
         axes = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
         for number, (axis, case) in enumerate(zip(axes, cases, strict=True)):
-            _draw_fit(axis, Fit._make(case), number)
+            _draw_fit(axis, RegressionCurves._make(case), number)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         return _save(figure, path)
@@ -183,7 +183,7 @@ def _draw_train(axis: Axes, series: dict[str, tuple[Array, Array]], name: str) -
 
 
 def _smooth(values: Array) -> Array:
-    """Mean over a centred window: narrow at the start, which is steep, one-sided at the end, which is noise."""
+    """Moving average. The centred window is narrower at the start, where curves are steep, and cut off at the end."""
     at = np.arange(len(values))
     half = np.minimum(at, int(SMOOTH_SHARE * len(values) / 2))
     low, high = at - half, np.minimum(at + half + 1, len(values))
@@ -204,8 +204,8 @@ def _legend(axis: Axes) -> None:
         axis.legend(frameon=False, fontsize=8)
 
 
-class Row(NamedTuple):
-    """One class of a shown episode."""
+class ClassRow(NamedTuple):
+    """One row of an episode's picture: a class with some of its support items, queries and predictions."""
 
     label: int
     support: Array
@@ -217,30 +217,30 @@ class Row(NamedTuple):
         return len(self.support) + GAP + len(self.queries)
 
 
-def _table(one: Shown) -> list[Row]:
-    def row(label: int) -> Row:
+def _table(one: ClassifiedEpisode) -> list[ClassRow]:
+    def row(label: int) -> ClassRow:
         mine = np.flatnonzero(one.query_y == label)[:MAX_QUERIES]
         support = one.support_x[one.support_y == label][:MAX_SUPPORT]
-        return Row(label, support, one.query_x[mine], one.prediction_y[mine])
+        return ClassRow(label, support, one.query_x[mine], one.prediction_y[mine])
 
     return [row(int(label)) for label in np.unique(one.support_y)[:MAX_WAYS]]
 
 
-def _draw_episode(axis: Axes, table: list[Row], title: str) -> None:
+def _draw_episode(axis: Axes, table: list[ClassRow], title: str) -> None:
     shots = max(len(row.support) for row in table)
     queries = max(len(row.queries) for row in table)
     for y, row in enumerate(table):
         axis.text(-0.15, y + 0.5, str(row.label), ha="right", va="center", fontsize=9)
         for x, picture in enumerate(row.support):
-            _draw_picture(axis, picture, x, y, GREY)
+            _draw_picture(axis, picture, x, y, MID_GREY)
         for x, (picture, guess) in enumerate(zip(row.queries, row.predicted, strict=True)):
             right = int(guess) == row.label
             _draw_picture(axis, picture, shots + GAP + x, y, GREEN if right else VERMILION)
             if not right:
                 place = shots + GAP + x + 0.93, y + 0.9
                 axis.text(*place, str(int(guess)), ha="right", color="white", fontsize=7, weight="bold", bbox=WRONG_BOX)
-    axis.text(shots / 2, -0.15, "support", ha="center", fontsize=8, color=GREY)
-    axis.text(shots + GAP + queries / 2, -0.15, "query", ha="center", fontsize=8, color=GREY)
+    axis.text(shots / 2, -0.15, "support", ha="center", fontsize=8, color=MID_GREY)
+    axis.text(shots + GAP + queries / 2, -0.15, "query", ha="center", fontsize=8, color=MID_GREY)
     axis.set(xlim=(-0.5, shots + GAP + queries + 0.1), ylim=(len(table) + 0.1, -0.5), aspect="equal")
     axis.set_title(title, fontsize=9)
     axis.axis("off")
@@ -254,23 +254,23 @@ def _draw_picture(axis: Axes, picture: Array, x: float, y: float, frame: str) ->
     pixels = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
     inside = (x + 0.07, x + 0.93, y + 0.93, y + 0.07)
     axis.imshow(np.clip(pixels, 0, 1), cmap="gray", vmin=0, vmax=1, extent=inside, interpolation="nearest")
-    width = 0.8 if frame == GREY else 2.2
+    width = 0.8 if frame == MID_GREY else 2.2
     axis.add_patch(Rectangle((x + 0.05, y + 0.05), 0.9, 0.9, fill=False, edgecolor=frame, linewidth=width))
 
 
-def _frames() -> list[Any]:
+def _frames() -> list[Patch]:
     from matplotlib.patches import Patch
 
     named = {GREEN: "right", VERMILION: "wrong, with the class that was predicted"}
     return [Patch(facecolor="none", edgecolor=color, label=text, linewidth=2) for color, text in named.items()]
 
 
-def _draw_fit(axis: Axes, case: Fit, number: int) -> None:
+def _draw_fit(axis: Axes, case: RegressionCurves, number: int) -> None:
     ravelled = (part if part is None else np.ravel(part) for part in case)
-    flat = Fit(*ravelled)  # type: ignore[arg-type]  # mypy does not see which one may be None
+    flat = RegressionCurves(*ravelled)  # type: ignore[arg-type]  # mypy does not see which one may be None
     order = np.argsort(flat.x_grid)
     grid = flat.x_grid[order]
-    axis.plot(grid, flat.true_y[order], color=GREY, linewidth=3, alpha=0.5, label="truth")
+    axis.plot(grid, flat.true_y[order], color=MID_GREY, linewidth=3, alpha=0.5, label="truth")
     if flat.before_y is not None:
         axis.plot(grid, flat.before_y[order], color=ORANGE, linestyle="--", label="before adaptation")
     axis.plot(grid, flat.after_y[order], color=BLUE, label="after adaptation")
@@ -281,7 +281,7 @@ def _draw_fit(axis: Axes, case: Fit, number: int) -> None:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure outside pyplot, so that threads and callers keep their own state."""
+    """A figure without pyplot, whose global state belongs to the caller and is not safe in threads."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -293,6 +293,6 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """The same numbers give the same bytes: no date, no random names."""
+    """Writes without date or version, so that equal numbers give equal files."""
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     return path

@@ -1,4 +1,4 @@
-"""The meta-test, and what a person wants to see beside its score: every episode's score, some as a picture."""
+"""Meta-test: measures the test split, writes every episode's score, and draws the first few episodes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.config.schema import RunConfig
@@ -74,19 +73,19 @@ def write_scores(path: Path, score: Estimate) -> None:
 
 
 def draw_episodes(parts: Parts, meta: Meta, tasks: Tasks, path: Path) -> None:
-    """The first few tasks of the split: items with predictions, or curves before and after adaptation."""
+    """Draws the first tasks of the split: items with predictions, or curves before and after adaptation."""
     found = tasks.by_shape(torch.arange(PICTURED))
     if isinstance(tasks, SinusoidTasks):
         _draw_curves(parts, meta, tasks, found[0].episode, path)
         return
-    shown: dict[int, plots.Shown] = {}
+    shown: dict[int, plots.ClassifiedEpisode] = {}
     for places, episode, *_ in found:
         predicted = parts.engine.scores(meta, episode).argmax(-1)
-        support_x, query_x = (
-            _looks(cast(ClassificationData, parts.data), batch.x) for batch in (episode.support, episode.query)
-        )
-        columns = (support_x, _array(episode.support.y), query_x, _array(episode.query.y), _array(predicted))
-        shown |= dict(zip(places.tolist(), (plots.Shown(*row) for row in zip(*columns, strict=True)), strict=True))
+        data, (support, query, _) = cast(ClassificationData, parts.data), episode
+        labels = (_as_numpy(support.y), _as_numpy(query.y), _as_numpy(predicted))
+        rows = zip(_displayed(data, support.x), _displayed(data, query.x), *labels, strict=True)
+        for place, (support_x, query_x, support_y, query_y, answer_y) in zip(places.tolist(), rows, strict=True):
+            shown[place] = plots.ClassifiedEpisode(support_x, support_y, query_x, query_y, answer_y)
     draw = plots.episodes if shown[0].support_x.ndim == 4 else plots.features
     draw([shown[number] for number in sorted(shown)], path)
 
@@ -99,18 +98,18 @@ def _draw_curves(parts: Parts, meta: Meta, tasks: SinusoidTasks, episode: Episod
     x = x_TQ[..., None].to(episode.support.x.dtype)
     after = parts.engine.scores(meta, Episode(episode.support, Batch(x, torch.zeros_like(x)), episode.index))
     before = None
-    if "head.weight" in meta["weights"]:  # without, an answer takes a support set
+    if "head.weight" in meta["weights"]:  # else a prediction needs a support set
         with torch.no_grad():
-            before = _array(parts.net(meta["weights"], x[0])[0].squeeze(-1))
-    flat = (_array(v.squeeze(-1)) for v in (episode.support.x, episode.support.y))
-    columns = (*flat, _array(x_TQ), _array(truth), [before] * PICTURED, _array(after.squeeze(-1)))
-    plots.regression([plots.Fit(*row) for row in zip(*columns, strict=True)], path)
+            before = _as_numpy(parts.net(meta["weights"], x[0])[0].squeeze(-1))
+    flat = (_as_numpy(v.squeeze(-1)) for v in (episode.support.x, episode.support.y))
+    columns = (*flat, _as_numpy(x_TQ), _as_numpy(truth), [before] * PICTURED, _as_numpy(after.squeeze(-1)))
+    plots.regression([plots.RegressionCurves(*row) for row in zip(*columns, strict=True)], path)
 
 
-def _looks(data: ClassificationData, x: Tensor) -> NDArray[Any]:
+def _displayed(data: ClassificationData, x: Tensor) -> plots.Array:
     pixels = data.as_pixels(x)
-    return _array(x if pixels is None else pixels)
+    return _as_numpy(x if pixels is None else pixels)
 
 
-def _array(value: Tensor) -> NDArray[Any]:
+def _as_numpy(value: Tensor) -> plots.Array:
     return value.cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a run shows while it goes and when it is done: a live panel on a terminal, plain lines anywhere else."""
+"""Shows a run on the console: a live panel on a terminal, plain lines elsewhere, and a table of the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Console as RichConsole
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 LIVE_PER_S = 4
 PLAIN_EVERY_S = 2.0
-PLAIN_WIDTH = 1000  # nothing is folded or cut where no terminal sets a width
+PLAIN_WIDTH = 1000  # in columns: wide enough that no line is folded in a file or pipe
 
 
 @dataclass
-class Progress:
-    """The newest of everything worth showing."""
+class RunProgress:
+    """The latest step and metrics of a run, and what is computed from them for display."""
 
     total_steps: int
     measure: Measure
@@ -39,7 +39,9 @@ class Progress:
     best: tuple[float, int] | None
     metrics: dict[str, float] = field(default_factory=dict)
     phase: tuple[str, int, int] | None = None
-    first: tuple[float, int] | None = None  # when and which step was logged first: compilation is no part of the pace
+    first: tuple[float, int] | None = (
+        None  # time and step of the first log: the pace is measured from there, without compilation
+    )
 
     def take(self, step: int, metrics: Mapping[str, float], now: float) -> None:
         self.step = step
@@ -73,7 +75,7 @@ class Progress:
 
 
 class Console:
-    """A tracker for people. `best` is (value, step) of an earlier session."""
+    """A tracker that prints. `best` is the best validation so far of a resumed run: (value, step)."""
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Console:
         stream: TextIO | None = None,
         best: tuple[float, int] | None = None,
     ) -> None:
-        self._title, self._progress = title, Progress(total_steps, measure, start_step, best)
+        self._title, self._progress = title, RunProgress(total_steps, measure, start_step, best)
         self._console = rich_console(stream)
         self._spoke = self._phase_since = float("-inf")
         self._live: Live | None = None
@@ -93,7 +95,7 @@ class Console:
                 get_renderable=self._panel, console=self._console, refresh_per_second=LIVE_PER_S, transient=True
             )
             self._live.start()
-            self._console.show_cursor(True)  # so that a killed run leaves a usable terminal
+            self._console.show_cursor(True)  # a killed run cannot show it again
         else:
             self.note(f"{title}: step {start_step} of {total_steps}" if total_steps else title)
 
@@ -106,18 +108,18 @@ class Console:
             self._speak(self._line(validated), since=float("-inf") if validated or last else self._spoke)
 
     def tick(self, phase: str, done: int, total: int) -> None:
-        """How far a phase beside training is: data, meta-validate, meta-test."""
+        """Shows the progress of a phase other than training: data, meta-validate, meta-test."""
         before, self._progress.phase = self._progress.phase, (phase, done, total) if done < total else None
         if before is None or before[0] != phase:
-            self._phase_since = time.monotonic()  # a short phase is not worth a line
+            self._phase_since = time.monotonic()  # a short phase prints no line
         if self._live is None and done < total:
             self._speak(f"{phase} {done}/{total}", since=max(self._spoke, self._phase_since))
 
     def note(self, text: str) -> None:
-        with suppress(OSError):  # a terminal that is gone does not end the run
+        with suppress(OSError):  # a closed terminal must not end the run
             self._console.print(Text(text), soft_wrap=True)
 
-    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
+    def finish(self, summary: Mapping[str, object], artifacts: Artifacts) -> None:
         self._stop()
         with suppress(OSError):
             self._console.print(result_table(summary, artifacts.config.parent))
@@ -148,7 +150,7 @@ class Console:
 
     def _left(self, now: float) -> list[str]:
         left = self._progress.left_s(now)
-        return [] if left is None or left <= 0 else [f"{clock(left)} left"]
+        return [] if left is None or left <= 0 else [f"{duration_text(left)} left"]
 
     def _panel(self) -> Panel:
         now, progress = time.monotonic(), self._progress
@@ -161,25 +163,25 @@ class Console:
         rows.add_column(no_wrap=True, overflow="ellipsis")
         rows.add_row(bar)
         rows.add_row(Text("   ".join(progress.parts(now)) or "starting"))
-        width = self._console.width - len("^C") - 1  # what the terminal echoes must not open a new line under the panel
+        width = self._console.width - len("^C") - 1  # the terminal echoes ^C, which must not wrap to a new line
         return Panel(rows, title=Text(self._title), title_align="left", border_style="dim", width=width)
 
 
-class _Patient(RichConsole):
-    """Falls silent when its reader has left (| head), where rich would end the program."""
+class PipeTolerantConsole(RichConsole):
+    """Stops printing when the reading end of a pipe is closed (| head); rich would end the program."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        if self.file is sys.stdout:  # what is still in its buffer goes nowhere, and nobody complains at exit
+        if self.file is sys.stdout:  # else Python would fail to flush the buffer at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def rich_console(stream: TextIO | None = None) -> RichConsole:
-    """Colours and a width where a person sees them; elsewhere text without control characters, FORCE_COLOR or not."""
+    """A console with colours on a terminal; in files and pipes without control characters, even under FORCE_COLOR."""
     stream = stream or sys.stdout
     if stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-        return _Patient(file=stream, force_terminal=True, highlight=False)
-    return _Patient(
+        return PipeTolerantConsole(file=stream, force_terminal=True, highlight=False)
+    return PipeTolerantConsole(
         file=stream,
         force_terminal=False,
         force_interactive=False,
@@ -191,12 +193,12 @@ def rich_console(stream: TextIO | None = None) -> RichConsole:
 
 
 def say(text: str) -> None:
-    """One line outside a run."""
+    """Prints one line to standard output."""
     rich_console().print(Text(text), soft_wrap=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows of texts: numbers to the right, and the longest column folds where the terminal is narrow."""
+    """Prints a table. Columns of numbers are right-aligned; the widest column is folded to fit the terminal."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     cells = list(zip(*rows, strict=True))
     longest = max(range(len(columns)), key=lambda number: max(map(len, cells[number]), default=0)) if rows else 0
@@ -208,49 +210,64 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     rich_console().print(table)
 
 
-def show_result(summary: Mapping[str, Any], run_dir: Path) -> None:
+def show_result(summary: Mapping[str, object], run_dir: Path) -> None:
     rich_console().print(result_table(summary, run_dir))
 
 
-def result_table(summary: Mapping[str, Any], run_dir: Path) -> Table:
-    """A finished run on one page, from its summary alone."""
+def result_table(summary: Mapping[str, object], run_dir: Path) -> Table:
+    """The result of a finished run as a table, made from its summary."""
     table = Table(box=box.ROUNDED, show_header=False, title="Result", title_justify="left", title_style="bold")
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in _rows(summary, run_dir):
+    for name, text in _result_rows(summary, run_dir):
         table.add_row(name, Text(text, style="bold" if name.startswith("test") else ""))
     return table
 
 
-def _rows(summary: Mapping[str, Any], run_dir: Path) -> list[tuple[str, str]]:
+def _result_rows(summary: Mapping[str, object], run_dir: Path) -> list[tuple[str, str]]:
     primary = primary_among(summary, "test")
     assert primary is not None, f"{run_dir}: the summary has no score"
-    tested = primary.text(summary[f"test/{primary.name}"], summary.get("test/ci95"))
+    tested = _measured(summary, primary, f"test/{primary.name}", "test/ci95")
     rows = [(f"test {primary.title}", f"{tested} ({summary['test/episodes']} episodes)")]
     start = f"test/{primary.name}_"
     for source in (key.removeprefix(start) for key in summary if key.startswith(start)):  # of a mixture
-        rows.append((f"  {source}", primary.text(summary[start + source], summary[f"test/ci95_{source}"])))
+        rows.append((f"  {source}", _measured(summary, primary, start + source, f"test/ci95_{source}")))
     for measure in measures_for(primary.kind)[1:]:
-        if f"test/{measure.name}" in summary:  # an older run may have been measured by fewer
-            value, ci95 = summary[f"test/{measure.name}"], summary.get(f"test/{measure.name}_ci95")
-            rows.append((f"test {measure.title}", measure.text(value, ci95)))
+        name = f"test/{measure.name}"
+        if name in summary:  # summaries of earlier versions have fewer measures
+            rows.append((f"test {measure.title}", _measured(summary, measure, name, f"{name}_ci95")))
     if f"val/best_{primary.name}" in summary:
-        best = primary.text(summary[f"val/best_{primary.name}"])
+        best = _measured(summary, primary, f"val/best_{primary.name}", "")
         rows.append(("val best", f"{best} (step {summary['best_step']})"))
-    rows += _protocol_rows(summary.get("protocol", {}))
+    protocol = summary.get("protocol", {})
+    assert isinstance(protocol, Mapping), f"{run_dir}: protocol={protocol}"
+    rows += _protocol_rows(protocol)
     if "time/total_s" in summary:
-        rows.append(("time", clock(summary["time/total_s"])))
-    if summary.get("time/tasks_per_s"):  # none in a run of no steps
-        rows.append(("tasks/s", f"{summary['time/tasks_per_s']:.0f}"))
-    rows.append(("run directory", shortest(run_dir)))
+        rows.append(("time", duration_text(_number(summary, "time/total_s"))))
+    if summary.get("time/tasks_per_s"):  # 0 in a run of no steps
+        rows.append(("tasks/s", f"{_number(summary, 'time/tasks_per_s'):.0f}"))
+    rows.append(("run directory", shortest_path(run_dir)))
     named = (("checkpoint", "best.pt"), ("curves", "curves.png"), ("test episodes", "episodes.png"))
-    return rows + [(name, shortest(run_dir / file)) for name, file in named if (run_dir / file).exists()]
+    return rows + [(name, shortest_path(run_dir / file)) for name, file in named if (run_dir / file).exists()]
 
 
-def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _measured(summary: Mapping[str, object], measure: Measure, name: str, interval_name: str) -> str:
+    ci95 = _number(summary, interval_name) if interval_name in summary else None
+    return measure.text(_number(summary, name), ci95)
+
+
+def _number(summary: Mapping[str, object], name: str) -> float:
+    value = summary[name]
+    assert isinstance(value, int | float), f"{name}={value!r} is no number"
+    return value
+
+
+def _protocol_rows(protocol: Mapping[str, object]) -> list[tuple[str, str]]:
     rows = {name: protocol.get(key) for name, key in (("batch norm", "bn"), ("steps", "steps"), ("seed", "seed"))}
     if "ways" in protocol:
-        shape = f"{_span(protocol['ways'])}-way {_span(protocol['shots'])}-shot {protocol['queries']} queries"
+        shape = (
+            f"{_range_text(protocol['ways'])}-way {_range_text(protocol['shots'])}-shot {protocol['queries']} queries"
+        )
         more = {key: protocol.get(key) for key in ("label_noise", "imbalance")}
         said = "".join(f", {key} {value}" for key, value in more.items() if value)
         drawn = "" if protocol.get("sampler", "uniform") == "uniform" else f", {protocol['sampler']}"
@@ -260,16 +277,17 @@ def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows.items() if value is not None]
 
 
-def _span(value: int | Sequence[int]) -> str:
-    return str(value) if isinstance(value, int) else " to ".join(map(str, value))
+def _range_text(value: object) -> str:
+    """5, or "3 to 10" for a range [3, 10]."""
+    return " to ".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
 
-def clock(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def shortest(path: Path) -> str:
-    """Relative to the working directory where that is shorter."""
+def shortest_path(path: Path) -> str:
+    """The absolute path, or the one relative to the working directory if it is shorter."""
     return min(str(path.absolute()), os.path.relpath(path), key=len)

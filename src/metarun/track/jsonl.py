@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metarun.types import Artifacts
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FilesOnly:
-    """The choice to track a run in its own directory and nowhere else."""
+    """Settings of track=local: the run directory holds the metrics, and no service is told."""
 
 
 class Jsonl:
-    """Opens `path` at `offset` bytes (a checkpoint's `position`, 0 for a new run); what lies beyond is dropped."""
+    """Appends to `path` from byte `offset` on (0, or the `position` in a checkpoint) and drops the bytes after it."""
 
     def __init__(self, path: Path, offset: int) -> None:
         size = path.stat().st_size if path.exists() else 0
         if size < offset:
-            raise OSError(f"{path} has {size} bytes, the checkpoint counts on {offset}: the file was cut or replaced")
+            raise OSError(
+                f"{path} has {size} bytes, but the checkpoint was saved at {offset}: the file was cut or replaced"
+            )
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._file.truncate(offset)
         self._file.seek(offset)
@@ -37,13 +39,13 @@ class Jsonl:
         self._file.flush()
 
     def position(self) -> int:
-        """Bytes that are safely on disk."""
+        """Writes everything to disk and returns the length of the file in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
-        """Nothing to do: the summary is a file of its own."""
+    def finish(self, summary: Mapping[str, object], artifacts: Artifacts) -> None:
+        """Nothing: the run writes summary.json itself."""
 
     def close(self, exit_code: int) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""Weights & Biases from a thread of its own, so that neither its speed nor its failures reach the run."""
+"""Weights & Biases, called from a thread of its own, so that a slow or failing service never slows or ends the run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,29 @@ from pathlib import Path
 from queue import SimpleQueue
 from socket import create_connection
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+from metarun.track.console import shortest_path
 
 if TYPE_CHECKING:
     import wandb
 
     from metarun.types import Artifacts
 
-T = TypeVar("T")
+Returned = TypeVar("Returned")
 REACH_TIMEOUT_S = 5.0  # for a handshake
 PATIENCE_S = 2.0  # a silent wait longer than this is announced
 FLUSH_S = 1.0  # what a kill -9 can take from W&B's file
-FIRST_HOST = "api.wandb.ai"  # where keys for the public service were filed before it had other addresses
+FIRST_HOST = "api.wandb.ai"  # the public service's first address: older netrc files have its key under this name
+
+
+class WandbModule(Protocol):
+    """What is used of the module wandb, which is imported late."""
+
+    Settings: type[wandb.Settings]
+    init: Callable[..., wandb.Run]
 
 
 @dataclass(frozen=True)
@@ -42,14 +51,15 @@ class WandbConfig:
     finish_timeout_s: float
 
     def __post_init__(self) -> None:
-        for name in ("init_timeout_s", "finish_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name):g}: need more than 0 seconds")
+        timeouts = {"init_timeout_s": self.init_timeout_s, "finish_timeout_s": self.finish_timeout_s}
+        for name, seconds in timeouts.items():
+            if seconds <= 0:
+                raise ValueError(f"{name}={seconds:g}: need more than 0 seconds")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What names a run: the id survives a resume, group and tags sort it among others (settings may add to them)."""
+    """How W&B knows a run. The id stays the same when a run is resumed; the settings may replace group and add tags."""
 
     run_id: str
     name: str
@@ -58,9 +68,9 @@ class Identity:
 
 
 class Wandb:
-    """Calls are queued and return at once; after a first failure, which is noted, the run goes on without W&B.
+    """A tracker whose calls are queued and return at once. After a first failure it tells the run and does no more.
 
-    A resumed run sends the steps since its checkpoint a second time; being exact repeats, they fall on the same points.
+    A resumed run sends the steps after its checkpoint a second time. They have the same values, so no curve changes.
     """
 
     def __init__(
@@ -68,15 +78,15 @@ class Wandb:
         settings: WandbConfig,
         identity: Identity,
         run_dir: Path,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         note: Callable[[str], None],
     ) -> None:
-        self.lost = False  # the worker hangs, and so would wandb's exit hooks: leave the process by os._exit
+        self.lost = False  # the thread hangs; wandb's exit hooks would hang too, so leave the process by os._exit
         self._settings, self._identity, self._config = settings, identity, dict(config)
         self._run_dir, self._note = run_dir.absolute(), note
         self._folder = self._run_dir / "wandb"
         self._offline = self._failed = False
-        self._lent = _lend(_environ(self._folder))
+        self._set_variables = _set_missing(_environ(self._folder))
         self._log_errors = logging.raiseExceptions
         logging.raiseExceptions = False  # on a full disk each line that wandb logs would print a traceback
         self._calls: SimpleQueue[Callable[[wandb.Run], None] | int] = SimpleQueue()
@@ -84,10 +94,10 @@ class Wandb:
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._put(partial(_log, row={"step": step, **metrics}))
+        self._put(partial(_send_metrics, row={"step": step, **metrics}))
 
-    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
-        self._put(partial(_finish, summary=dict(summary), artifacts=artifacts, run_id=self._identity.run_id))
+    def finish(self, summary: Mapping[str, object], artifacts: Artifacts) -> None:
+        self._put(partial(_send_result, summary=dict(summary), artifacts=artifacts, run_id=self._identity.run_id))
 
     def close(self, exit_code: int) -> None:
         limit = self._settings.finish_timeout_s
@@ -97,17 +107,17 @@ class Wandb:
             self._note(f"W&B: waiting for it to finish, at most {limit:g} s")
             self._thread.join(limit - PATIENCE_S)
         self.lost = self._thread.is_alive()
-        _take_back(self._lent)
+        _unset(self._set_variables)
         logging.raiseExceptions = self._log_errors
-        sync = f"wandb sync {_shortest(self._sessions())}"
+        sync = f"wandb sync {shortest_path(self._sessions())}"
         if self.lost:
             self._note(f"W&B: not finished after {limit:g} s; what is missing there can be sent with: {sync}")
         elif self._offline and not self._failed:
             self._note(f"W&B: kept offline; send it with: {sync}")
 
     def _sessions(self) -> Path:
-        """The run's folder, or a pattern for all of them where it was resumed: sent together, they make one run."""
-        pattern = f"offline-run-*-{self._identity.run_id}*"  # wandb numbers those begun in one second
+        """What `wandb sync` takes: this session's folder, or a pattern for all sessions of a resumed run."""
+        pattern = f"offline-run-*-{self._identity.run_id}*"  # wandb numbers sessions of the same second
         several = self._offline and len(list(self._folder.parent.glob(pattern))) > 1
         return self._folder.with_name(pattern) if several else self._folder
 
@@ -118,18 +128,18 @@ class Wandb:
     def _work(self) -> None:
         exit_before, hook_before = sys.exit, sys.excepthook
         run = self._guarded(self._open)
-        sys.exit, sys.excepthook = exit_before, hook_before  # wandb's own would learn an exit code that it is told
+        sys.exit, sys.excepthook = exit_before, hook_before  # undo wandb's hooks: it is told the exit code by close()
         while not isinstance(call := self._calls.get(), int):
             if run is not None and not self._failed:
                 self._guarded(partial(call, run))
-        self._guarded(partial(_end, run, call))
+        self._guarded(partial(_end_session, run, call))
 
-    def _guarded(self, act: Callable[[], T]) -> T | None:
+    def _guarded(self, act: Callable[[], Returned]) -> Returned | None:
         try:
             return act()
-        except (Exception, SystemExit) as error:  # whatever happens in W&B stays in W&B
+        except (Exception, SystemExit) as error:  # no failure of W&B may end the run
             if not self._failed:
-                self._note(f"W&B: failed, and is left out from here on ({_first_line(error)})")
+                self._note(f"W&B: failed, and is left out from here on ({_error_line(error)})")
             self._failed = True
             return None
 
@@ -140,7 +150,7 @@ class Wandb:
             return None
         import wandb
 
-        self._folder.mkdir(parents=True, exist_ok=True)  # wandb itself would go elsewhere without a word
+        self._folder.mkdir(parents=True, exist_ok=True)  # wandb would silently choose another folder
         settings = self._wandb_settings(wandb)
         if mode in ("offline", "dryrun"):
             return self._start(wandb, settings, online=False)
@@ -150,17 +160,17 @@ class Wandb:
             if mode == "online":
                 self._note("W&B: no API key found (wandb login stores one), so this run is kept offline")
             return self._start(wandb, settings, online=False)
-        settings.api_key = key  # handed over, so that it cannot come to a question
+        settings.api_key = key  # passed on, so that wandb never asks for one
         try:
             _reach(server.base_url)
             return self._start(wandb, settings, online=True)
         except Exception as error:
-            self._note(f"W&B: server not reached, so this run is kept offline ({_first_line(error)})")
-            wandb.teardown()  # lets go of the run id
+            self._note(f"W&B: server not reached, so this run is kept offline ({_error_line(error)})")
+            wandb.teardown()  # frees the run id
             settings.api_key = None
             return self._start(wandb, settings, online=False)
 
-    def _wandb_settings(self, module: Any) -> wandb.Settings:
+    def _wandb_settings(self, module: WandbModule) -> wandb.Settings:
         settings: wandb.Settings = module.Settings(
             silent=True,
             console="off",
@@ -173,7 +183,7 @@ class Wandb:
         )
         return settings
 
-    def _start(self, module: Any, settings: wandb.Settings, *, online: bool) -> wandb.Run:
+    def _start(self, module: WandbModule, settings: wandb.Settings, *, online: bool) -> wandb.Run:
         run: wandb.Run = module.init(
             mode="online" if online else "offline",
             project=self._settings.project,
@@ -195,11 +205,11 @@ class Wandb:
         return run
 
 
-def _log(run: wandb.Run, row: dict[str, float]) -> None:
+def _send_metrics(run: wandb.Run, row: dict[str, float]) -> None:
     run.log(row)
 
 
-def _finish(run: wandb.Run, summary: dict[str, Any], artifacts: Artifacts, run_id: str) -> None:
+def _send_result(run: wandb.Run, summary: dict[str, object], artifacts: Artifacts, run_id: str) -> None:
     import wandb
 
     with artifacts.scores.open(newline="") as file:
@@ -218,7 +228,7 @@ def _finish(run: wandb.Run, summary: dict[str, Any], artifacts: Artifacts, run_i
     run.summary.update(summary)
 
 
-def _end(run: wandb.Run | None, exit_code: int) -> None:
+def _end_session(run: wandb.Run | None, exit_code: int) -> None:
     if "wandb" not in sys.modules:
         return
     import wandb
@@ -231,7 +241,7 @@ def _end(run: wandb.Run | None, exit_code: int) -> None:
 
 
 def _api_key(server: wandb.Settings) -> str | None:
-    """The key that wandb would use: from the environment, its settings, or the netrc file's entry for the server."""
+    """The API key that wandb would use: from the environment, its settings, or the netrc entry of the server."""
     if key := os.environ.get("WANDB_API_KEY") or server.api_key:
         return key
     home = (Path(name).expanduser() for name in ("~/.netrc", "~/_netrc"))
@@ -247,32 +257,28 @@ def _api_key(server: wandb.Settings) -> str | None:
 
 
 def _reach(url: str) -> None:
-    """Fails in moments on a machine without a way to the server, where wandb would try for its whole time limit."""
+    """Raises within seconds if the server cannot be reached; wandb would try for its whole time limit."""
     parts = urlsplit(url)
     if parts.scheme not in getproxies() and parts.hostname:
         create_connection((parts.hostname, parts.port or {"http": 80}.get(parts.scheme, 443)), REACH_TIMEOUT_S).close()
 
 
 def _environ(folder: Path) -> dict[str, str]:
-    """All that wandb writes lies in the run directory, whatever the home is; an offline run makes no connection."""
+    """Environment variables that keep wandb's files in the run directory and its error reports off the network."""
     return {"WANDB_DATA_DIR": str(folder), "WANDB_CACHE_DIR": str(folder / "cache"), "WANDB_ERROR_REPORTING": "false"}
 
 
-def _lend(values: Mapping[str, str]) -> list[str]:
-    """Sets those environment variables that the user has not set, and names them."""
+def _set_missing(values: Mapping[str, str]) -> list[str]:
+    """Sets the environment variables that the user has not set, and returns their names."""
     names = [name for name in values if name not in os.environ]
     os.environ.update({name: values[name] for name in names})
     return names
 
 
-def _take_back(names: list[str]) -> None:
+def _unset(names: list[str]) -> None:
     for name in names:
         os.environ.pop(name, None)
 
 
-def _first_line(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-
-
-def _shortest(path: Path) -> str:
-    return min(str(path), os.path.relpath(path), key=len)
