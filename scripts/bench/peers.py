@@ -20,9 +20,10 @@ from bench import environment
 from bench.absent import Absent
 from bench.twin import Twin, names, twin
 from bench.workloads import Job
-from metarun.algos.descent import Descent, minibatch
+from metarun.algos.descent import Descent, RuleState
 from metarun.algos.maml import MAML
 from metarun.algos.metasgd import MetaSGD
+from metarun.algos.pieces.minibatches import minibatch_rows
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import BETA_2, Reptile
 from metarun.torch_setup.quiet_import import quiet_import
@@ -39,7 +40,7 @@ def tasks(episode: Episode) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
     return zip(*episode.support, *episode.query, strict=True)
 
 
-def parts(algo: Descent, module: Twin) -> tuple[nn.Module, nn.Module]:
+def parts(algo: Descent[RuleState], module: Twin) -> tuple[nn.Module, nn.Module]:
     """What comes before, and what adapts."""
     if algo.adapt == ("*",):
         return nn.Identity(), module
@@ -132,7 +133,7 @@ def reptile_rows(job: Job, algo: Reptile) -> list[list[Tensor]]:
     """The mini-batches that metarun draws, drawn beforehand."""
     items = job.episode.support.y.shape[1] + job.episode.query.y.shape[1]
     size = algo.inner_batch or items
-    return [[minibatch(index, k, items, size) for k in range(algo.steps)] for index in job.episode.index]
+    return [[minibatch_rows(index, k, items, size) for k in range(algo.steps)] for index in job.episode.index]
 
 
 def higher(job: Job) -> Step:

@@ -10,7 +10,7 @@ import torch
 
 from metarun.config.compose import compose
 from metarun.config.schema import RunConfig, load
-from metarun.models.functional import FunctionalNet, assemble
+from metarun.models.functional import FunctionalNet, build_net
 from metarun.types import Algorithm, Batch, Episode, Meta
 
 SEED = 0
@@ -128,7 +128,7 @@ def make_job(
     config = configured((*workload.words, *narrow))
     outputs = config.task.train.ways_range[1] if workload.pictures else 1
     values: dict[str, Any] = dict(config.model.values)
-    net, weights = assemble(config.model.path, values, workload.item, outputs, SEED)
+    net, weights = build_net(config.model.path, values, workload.item, outputs, SEED)
     net.module.to(device=device, dtype=dtype)
     dice = torch.Generator().manual_seed(SEED + 1)
     moved = {name: w + NOISE * torch.randn(w.shape, generator=dice) for name, w in weights.items()}

@@ -20,11 +20,11 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from metarun.algos.descent import Descent
+from metarun.algos.descent import Descent, RuleState
 from metarun.algos.l2o import L2O
 from metarun.algos.maml import MAML
 from metarun.engine.vmap import Vmap
-from metarun.models.functional import FunctionalNet, Split, build
+from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import Batch, Episode, Meta
 
 OUT = Path(__file__).parents[2] / "docs"
@@ -57,7 +57,7 @@ def quadratics(seed: int, count: int) -> Episode:
 
 
 def zero_net() -> tuple[FunctionalNet, Meta]:
-    net, weights = build(Split(nn.Flatten(), nn.Linear(SIZE, 1, bias=False)))
+    net, weights = functional_net(BodyAndHead(nn.Flatten(), nn.Linear(SIZE, 1, bias=False)))
     return net, {"weights": {name: torch.zeros_like(value) for name, value in weights.items()}}
 
 
@@ -80,7 +80,7 @@ def trained(seed: int, meta_steps: int) -> Iterator[tuple[int, float, Meta]]:
             yield step, SIZE * aux.metrics["loss"].item(), meta
 
 
-def losses(algo: Descent, meta: Meta, functions: Episode, steps: int) -> Tensor:
+def losses(algo: Descent[RuleState], meta: Meta, functions: Episode, steps: int) -> Tensor:
     """f after `steps` steps, for each function."""
     net, _ = zero_net()
     if not steps:
@@ -98,7 +98,7 @@ def best_rate(functions: Episode) -> float:
     return best
 
 
-def curve(algo: Descent, meta: Meta, functions: Episode) -> list[list[float]]:
+def curve(algo: Descent[RuleState], meta: Meta, functions: Episode) -> list[list[float]]:
     """As COLUMNS, after 0 to HORIZON steps."""
     rows = [losses(algo, meta, functions, steps) for steps in range(HORIZON + 1)]
     return [[f_T.mean().item(), *(f_T.quantile(share).item() for share in (0.1, 0.5, 0.9))] for f_T in rows]

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from metarun.algos.descent import minibatch
 from metarun.algos.maml import MAML
 from metarun.algos.metasgd import MetaSGD
+from metarun.algos.pieces.minibatches import minibatch_rows
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import Reptile
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
-from metarun.models.functional import FunctionalNet, Split, build
+from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import Batch, Episode, Params
 from support.small import ALGOS, GRADIENT, SEED, SHOTS, WAYS, distance, episodes, grown, maml, metasgd, network
 
@@ -24,7 +24,7 @@ MAML_ONE = maml("batch", steps=1, test_steps=1)
 
 
 def logistic(features: int) -> tuple[FunctionalNet, Params]:
-    net, weights = build(Split(nn.Flatten(), nn.Linear(features, 2)).double())
+    net, weights = functional_net(BodyAndHead(nn.Flatten(), nn.Linear(features, 2)).double())
     return net, {name: value.detach() for name, value in weights.items()}
 
 
@@ -124,15 +124,15 @@ def test_reptile_moves_towards_the_adapted_weights() -> None:
 
 def test_minibatches_go_through_all_rows_before_they_repeat() -> None:
     rows, size = 7, 3
-    drawn = torch.cat([minibatch(torch.tensor(5), k, rows, size) for k in range(14)]).reshape(6, rows)
+    drawn = torch.cat([minibatch_rows(torch.tensor(5), k, rows, size) for k in range(14)]).reshape(6, rows)
     assert all(sorted(each.tolist()) == list(range(rows)) for each in drawn)
     assert len({tuple(each.tolist()) for each in drawn}) == 6
-    other = torch.cat([minibatch(torch.tensor(6), k, rows, size) for k in range(14)]).reshape(6, rows)
+    other = torch.cat([minibatch_rows(torch.tensor(6), k, rows, size) for k in range(14)]).reshape(6, rows)
     assert not torch.equal(drawn, other)
 
 
 def test_minibatches_favour_no_row() -> None:
-    first = torch.stack([minibatch(torch.tensor(i), 0, 5, 2) for i in range(2000)]).flatten()
+    first = torch.stack([minibatch_rows(torch.tensor(i), 0, 5, 2) for i in range(2000)]).flatten()
     counts = torch.bincount(first, minlength=5).double()
     assert ((counts - 800).square() / 800).sum() < 23.5  # chi-squared, 4 degrees of freedom, p = 1e-4
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.descent import minibatch
 from metarun.algos.finetune import FineTune, Scratch
+from metarun.algos.pieces.minibatches import minibatch_rows
 from metarun.cli.main import main
 from metarun.config.compose import compose
 from metarun.config.schema import load
@@ -74,7 +74,7 @@ def cosine(z: Tensor, w: Tensor) -> Tensor:
 
 
 def batches(size: int) -> list[Tensor]:
-    return [minibatch(torch.tensor(0), k, S, size) for k in range(STEPS)]
+    return [minibatch_rows(torch.tensor(0), k, S, size) for k in range(STEPS)]
 
 
 def descend(loss: Tensor) -> None:

@@ -14,8 +14,7 @@ from torch.distributions import Normal
 from torch.nn.functional import conv1d
 
 from metarun.algos.cnp import CNP
-from metarun.algos.pieces import normal as gaussian
-from metarun.algos.pieces import snail_blocks as sequence
+from metarun.algos.pieces import normal, snail_blocks
 from metarun.algos.snail import SNAIL
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.models.functional import FunctionalNet
@@ -137,16 +136,17 @@ def test_cnp_decoding_by_class_minds_no_order_of_classes() -> None:
 
 def blocks(length: int) -> tuple[Params, Params]:
     like = torch.zeros(()).double()
-    layers = sequence.num_layers(length)
-    return sequence.tc_init(1, like, 4, 3, layers), sequence.attention_init(2, like, 4, 5, 3)
+    layers = snail_blocks.num_tc_layers(length)
+    convolution = snail_blocks.temporal_convolution_init(1, like, 4, 3, layers)
+    return convolution, snail_blocks.causal_attention_init(2, like, 4, 5, 3)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 8, 9])
 @pytest.mark.parametrize("last", [0, 1], ids=["sequence", "with a last item"])
 def test_blocks_are_torchs_convolution_and_a_masked_softmax(length: int, last: int) -> None:
     x, (tc, attention) = noise(length, 4), blocks(length)
-    assert distance(sequence.tc(tc, x, length - last), dense_blocks(tc, x)) < 1e-13
-    assert distance(sequence.attention(attention, x, length - last), attended(attention, x)) < 1e-13
+    assert distance(snail_blocks.temporal_convolution(tc, x, length - last), dense_blocks(tc, x)) < 1e-13
+    assert distance(snail_blocks.causal_attention(attention, x, length - last), attended(attention, x)) < 1e-13
 
 
 @pytest.mark.parametrize("changed", [0, 2, 4])
@@ -154,7 +154,7 @@ def test_a_later_item_changes_nothing_before_it(changed: int) -> None:
     x, (tc, attention) = noise(5, 4), blocks(5)
     other = x.clone()
     other[changed] += 1
-    for block, params in ((sequence.tc, tc), (sequence.attention, attention)):
+    for block, params in ((snail_blocks.temporal_convolution, tc), (snail_blocks.causal_attention, attention)):
         a, b = block(params, x, 5), block(params, other, 5)
         assert torch.equal(a[:changed], b[:changed])
         assert (a[changed:] != b[changed:]).any(1).all()
@@ -163,11 +163,11 @@ def test_a_later_item_changes_nothing_before_it(changed: int) -> None:
 @pytest.mark.parametrize("length", range(2, 10))
 def test_the_last_item_sees_the_first_through_the_convolutions_alone(length: int) -> None:
     """And with one layer less it does not, so the number of layers is the least."""
-    layers = sequence.num_layers(length)
+    layers = snail_blocks.num_tc_layers(length)
     for count in (layers, layers - 1):
-        params = sequence.tc_init(1, torch.zeros(()).double(), 4, 3, count)
+        params = snail_blocks.temporal_convolution_init(1, torch.zeros(()).double(), 4, 3, count)
         x = noise(length, 4).requires_grad_()
-        (reach,) = torch.autograd.grad(sequence.tc(params, x, length)[-1].sum(), x)
+        (reach,) = torch.autograd.grad(snail_blocks.temporal_convolution(params, x, length)[-1].sum(), x)
         assert bool((reach[0] != 0).any()) == (count == layers)
 
 
@@ -207,10 +207,10 @@ def test_cnp_permuted_and_repeated_support_rows(name: str) -> None:
 
 def test_density_is_torchs_normal() -> None:
     y, mean, raw = noise(7, 1, seed=1), noise(7, 1, seed=2), 3 * noise(7, 1, seed=3)
-    sigma = gaussian.bounded(raw, 0.1)
+    sigma = normal.bounded_sigma(raw, 0.1)
     assert distance(sigma, 0.1 + 0.9 * (1 + raw.exp()).log()) < 1e-13
-    assert distance(gaussian.negative_log_likelihood(y, mean, sigma), surprise(y, mean, sigma)) < 1e-13
-    assert (gaussian.bounded(torch.tensor([-1e3, 0.0, 1e3]).double(), 0.1) >= 0.1).all()
+    assert distance(normal.negative_log_likelihood(y, mean, sigma), surprise(y, mean, sigma)) < 1e-13
+    assert (normal.bounded_sigma(torch.tensor([-1e3, 0.0, 1e3]).double(), 0.1) >= 0.1).all()
 
 
 @pytest.mark.parametrize(

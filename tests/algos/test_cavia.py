@@ -15,7 +15,7 @@ from metarun.algos.cavia import CAVIA
 from metarun.engine.task_axis import tasks
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
-from metarun.models.functional import Split, build
+from metarun.models.functional import BodyAndHead, functional_net
 from metarun.types import Episode, Meta, Params
 from support import oracle
 from support.small import SEED, SHOTS, WAYS, descent, distance, episodes, network
@@ -127,9 +127,9 @@ def test_no_context_is_the_network_itself(condition: str) -> None:
     net, weights = network("mlp-sine")
     algo = cavia(condition)
     meta = algo.init(net, weights, SEED)
-    moving = algo.moving(meta)
+    moving = algo.fast_weights(meta)
     assert {name: value.tolist() for name, value in moving.items()} == {"context": [0.0] * CONTEXT}
-    start = algo.weights(meta, moving, 0)
+    start = algo.net_weights(meta, moving, 0)
     assert start.keys() == weights.keys()
     assert all(torch.equal(start[name], value) for name, value in weights.items())
     assert meta["weights"].keys() == weights.keys()
@@ -207,7 +207,7 @@ def test_layers_that_are_not_there() -> None:
             cavia(layer=layer).init(net, weights, SEED)
     with pytest.raises(ValueError, match=r"^condition=concat: body\.blocks\.0\.norm is no linear layer; use film"):
         cavia("concat").init(net, weights, SEED)
-    bare, few = build(Split(nn.Flatten(), nn.Linear(3, 2)).double())
+    bare, few = functional_net(BodyAndHead(nn.Flatten(), nn.Linear(3, 2)).double())
     with pytest.raises(ValueError, match=f"^layer=-2: {there}no such layer"):
         cavia().init(bare, few, SEED)
 

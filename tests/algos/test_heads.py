@@ -16,7 +16,7 @@ from metarun.algos.metaoptnet import MetaOptNet
 from metarun.algos.r2d2 import R2D2
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
-from metarun.models.functional import FunctionalNet, Split, build
+from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import Batch, Episode, Params
 from support.noise import noise
 from support.small import SEED, distance, episodes, network
@@ -29,7 +29,7 @@ FEATURES = 4
 
 def identity(features: int = FEATURES) -> tuple[FunctionalNet, Params]:
     """Embeddings are the inputs."""
-    return build(Split(nn.Flatten(), nn.Linear(features, 3)).double())
+    return functional_net(BodyAndHead(nn.Flatten(), nn.Linear(features, 3)).double())
 
 
 def support(ways: int, shots: int, seed: int) -> Batch:

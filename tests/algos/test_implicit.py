@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from metarun.algos.imaml import IMAML
-from metarun.algos.pieces.conjugate_gradient import solved
+from metarun.algos.pieces.conjugate_gradient import conjugate_gradient
 from metarun.engine.loop import Loop
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
-from metarun.models.functional import FunctionalNet, Split, build
+from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import BUFFERS, Batch, Episode, Params
 from support import oracle
 from support.live import Live
@@ -207,7 +207,7 @@ def test_bad_fields(fields: dict[str, Any], reason: str) -> None:
 
 def linear(inputs: int, outputs: int) -> tuple[FunctionalNet, Params]:
     torch.manual_seed(0)
-    return build(Split(nn.Flatten(), nn.Linear(inputs, outputs)).double())
+    return functional_net(BodyAndHead(nn.Flatten(), nn.Linear(inputs, outputs)).double())
 
 
 def positive(count: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -222,7 +222,7 @@ def solve(matrix: Tensor, b: Tensor, steps: int) -> Params:
     def system(p: Params) -> Params:
         return cut(matrix @ joined(p, ["first", "second"]))
 
-    return solved(system, cut(b), steps, unroll_graph)
+    return conjugate_gradient(system, cut(b), steps, unroll_graph)
 
 
 def cut(vector: Tensor) -> Params:

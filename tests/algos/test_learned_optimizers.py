@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.algos.descent import Descent, Slope
+from metarun.algos.descent import Descent, InnerGradient
 from metarun.algos.l2o import L2O
 from metarun.algos.lstm import LSTM
-from metarun.algos.pieces.coordinatewise import preprocessed
-from metarun.algos.pieces.dense_lstm import lstm, lstm_init
+from metarun.algos.pieces.coordinatewise import log_and_sign
+from metarun.algos.pieces.dense_lstm import lstm_cell, lstm_init
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
 from metarun.types import Batch, Episode, Meta, Params
@@ -140,7 +140,7 @@ def descended(weights: Params, support: Batch, steps: int) -> Params:
     return weights
 
 
-def as_descent(algo: Descent, weights: Params) -> Meta:
+def as_descent(algo: Descent[Any], weights: Params) -> Meta:
     """The learned numbers at which the optimizer is plain descent of rate RATE."""
     meta = algo.init(network(NET)[0], weights, SEED)
     if isinstance(algo, L2O):
@@ -152,7 +152,7 @@ def as_descent(algo: Descent, weights: Params) -> Meta:
 
 
 @pytest.mark.parametrize("algo", [ravi(steps=3, test_steps=4), andrychowicz(RATE, steps=3, test_steps=4)])
-def test_held_open_it_is_gradient_descent(algo: Descent) -> None:
+def test_held_open_it_is_gradient_descent(algo: Descent[Any]) -> None:
     net, weights = network(NET)
     stack, task = one_task()
     meta = as_descent(algo, weights)
@@ -182,7 +182,7 @@ def test_lstm_is_what_its_equations_say(derivatives: str, adapt: tuple[str, ...]
     algo = ravi(steps=3, test_steps=3, derivatives=derivatives, adapt=adapt)
     meta = louder(algo.init(net, weights, SEED))
     held = leaves(meta)
-    names = list(algo.moving(meta))
+    names = list(algo.fast_weights(meta))
     by_hand = ravi_by_hand(held, task.support, names, 3, derivatives == "first")
     assert distance(algo.adapted(net, meta, task.support, unroll_graph).weights, by_hand) < 1e-12
     expected = gradient_of(loss(by_hand, task.query), held)
@@ -212,7 +212,7 @@ def test_l2o_is_what_its_equations_say(
     )
     meta = louder(algo.init(net, weights, SEED))
     held = leaves(meta)
-    path = andrychowicz_by_hand(held, task.support, list(algo.moving(meta)), 3, derivatives == "first", 0.2)
+    path = andrychowicz_by_hand(held, task.support, list(algo.fast_weights(meta)), 3, derivatives == "first", 0.2)
     assert distance(algo.adapted(net, meta, task.support, unroll_graph).weights, path[-1]) < 1e-12
     outer = task.support if outer_loss_on == "support" else task.query
     counted = path if along else path[-1:]
@@ -233,7 +233,7 @@ def louder(meta: Meta) -> Meta:
 
 
 @pytest.mark.parametrize("algo", [ravi(), andrychowicz()])
-def test_coordinates_do_not_know_of_each_other(algo: Descent) -> None:
+def test_coordinates_do_not_know_of_each_other(algo: Descent[Any]) -> None:
     """Two updates of shuffled coordinates, split among tensors in another way, are the shuffled updates."""
     meta = louder(algo.init(*network(NET), SEED))
     dice = torch.Generator().manual_seed(8)
@@ -245,9 +245,9 @@ def test_coordinates_do_not_know_of_each_other(algo: Descent) -> None:
             return {"a": x[shuffle][:cut], "b": x[shuffle][cut:].reshape(2, -1)}
 
         moving = parts(w)
-        state = algo.begin(meta, moving)
+        state = algo.init_state(meta, moving)
         for k, g in enumerate(gradients):
-            moving, state = algo.update(meta, moving, Slope(parts(g), torch.tensor(0.7).double(), k), state)
+            moving, state = algo.update(meta, moving, InnerGradient(parts(g), torch.tensor(0.7).double(), k), state)
         return torch.cat([moving["a"], moving["b"].reshape(-1)])
 
     found, plain = after(order, 4), after(torch.arange(12), 6)
@@ -259,7 +259,7 @@ def test_lstm_cell_is_torchs() -> None:
     dice = torch.Generator().manual_seed(7)
     params = lstm_init(SEED, torch.zeros(1).double(), 3, HIDDEN)
     x, h, c = (torch.randn(4, size, generator=dice).double() for size in (3, HIDDEN, HIDDEN))
-    for found, expected in zip(lstm(params, x, (h, c)), cell(params, x, (h, c)), strict=True):
+    for found, expected in zip(lstm_cell(params, x, (h, c)), cell(params, x, (h, c)), strict=True):
         assert distance(found, expected) < 1e-14
 
 
@@ -267,7 +267,7 @@ def test_numbers_of_any_size_become_two() -> None:
     edge = math.exp(-P)
     x = torch.tensor([1.0, -1.0, math.exp(5), -math.exp(-5), edge, -edge / 4, 0.0], dtype=torch.float64)
     expected = [[0, 1], [0, -1], [0.5, 1], [-0.5, -1], [-1, 1], [-1, -0.25], [-1, 0]]
-    assert distance(preprocessed(x, P), torch.tensor(expected).double()) < 1e-14
+    assert distance(log_and_sign(x, P), torch.tensor(expected).double()) < 1e-14
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.algos import descent as inner_loop
+from metarun.algos.descent import step_weights
 from metarun.algos.maml import MAML
 from metarun.config.compose import compose
 from metarun.config.schema import load
@@ -91,10 +91,10 @@ def test_the_loss_after_every_step_counts_and_fades(derivatives: str, step: int,
 def test_early_losses_do_not_vanish_before_their_time() -> None:
     """0.03 / steps is the floor until the last of the meta-steps."""
     algo = maml("batch", steps=5, test_steps=5, multi_step_loss_until=1000)
-    shares = inner_loop.importance(algo, torch.tensor(999.0))
+    shares = step_weights(algo, torch.tensor(999.0))
     assert torch.allclose(shares, torch.tensor([0, 0.006, 0.006, 0.006, 0.006, 0.976]))
     for step in (0, 500, 1000):
-        assert inner_loop.importance(algo, torch.tensor(float(step))).sum().item() == pytest.approx(1)
+        assert step_weights(algo, torch.tensor(float(step))).sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("bn", ["batch", "support"])

@@ -99,7 +99,7 @@ def test_an_item_that_weighs_nothing_is_not_there() -> None:
     }
     kept = losses < middle
     assert kept.sum() == 4
-    assert torch.allclose(algo.shares({**meta, "weighting": steep}, losses), kept.double() / 4, rtol=1e-12)
+    assert torch.allclose(algo.item_weights({**meta, "weighting": steep}, losses), kept.double() / 4, rtol=1e-12)
 
 
 def test_at_first_equal_losses_weigh_the_same() -> None:

@@ -14,7 +14,7 @@ from metarun.algos.matching import Matching
 from metarun.algos.relation import Relation
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.engine.vmap import Vmap
-from metarun.models.functional import FunctionalNet, Split, build
+from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import BUFFERS, Batch, Meta, Params
 from support.small import SEED, distance, episodes, network
 
@@ -32,7 +32,7 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 def identity() -> tuple[FunctionalNet, Params]:
     """Embeddings are the inputs."""
-    return build(Split(nn.Flatten(), nn.Linear(SIZE, WAYS)).double())
+    return functional_net(BodyAndHead(nn.Flatten(), nn.Linear(SIZE, WAYS)).double())
 
 
 def shaken(meta: Meta) -> Meta:

@@ -11,31 +11,31 @@ from scipy.optimize import minimize  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.func import grad, vmap
 
-from metarun.algos.pieces.quadratic_program import Program, interior_point, solve
+from metarun.algos.pieces.quadratic_program import QuadraticProgram, interior_point, solve_quadratic_program
 from support.noise import noise
 from support.small import distance
 
 STEPS = 20
 
 
-def random_program(seed: int, blocks: int = 1, size: int = 5, rank: int = 5) -> Program:
+def random_program(seed: int, blocks: int = 1, size: int = 5, rank: int = 5) -> QuadraticProgram:
     root = noise(seed, blocks, size, rank)
     inequalities = 8
     x = noise(seed + 1, blocks, size)
     G, A = noise(seed + 2, blocks, inequalities, size), noise(seed + 3, blocks, 2, size)
     h = (G @ x.unsqueeze(-1)).squeeze(-1) + noise(seed + 4, blocks, inequalities).abs()
     b = (A @ x.unsqueeze(-1)).sum(0).squeeze(-1)
-    return Program(root @ root.mT, 3 * noise(seed + 5, blocks, size), G, h, A, b)
+    return QuadraticProgram(root @ root.mT, 3 * noise(seed + 5, blocks, size), G, h, A, b)
 
 
-def whole(program: Program) -> Program:
+def whole(program: QuadraticProgram) -> QuadraticProgram:
     """The same with one block."""
     Q, G = (torch.block_diag(*part) for part in (program.Q, program.G))  # type: ignore[no-untyped-call]
     A = torch.cat(list(program.A), dim=1)
-    return Program(Q[None], program.p.reshape(1, -1), G[None], program.h.reshape(1, -1), A[None], program.b)
+    return QuadraticProgram(Q[None], program.p.reshape(1, -1), G[None], program.h.reshape(1, -1), A[None], program.b)
 
 
-def scipys(program: Program) -> Tensor:
+def scipys(program: QuadraticProgram) -> Tensor:
     Q, p, G, h, A, b = (part.numpy() for part in (*(part[0] for part in whole(program)[:5]), program.b))
     start = np.zeros(len(p))
     rules = [
@@ -54,7 +54,7 @@ def scipys(program: Program) -> Tensor:
     return torch.from_numpy(found.x)
 
 
-def value(program: Program, x: Tensor) -> Tensor:
+def value(program: QuadraticProgram, x: Tensor) -> Tensor:
     x = x.reshape(program.p.shape)
     return 0.5 * (x.unsqueeze(1) @ program.Q @ x.unsqueeze(-1)).sum() + (program.p * x).sum()
 
@@ -64,10 +64,10 @@ def value(program: Program, x: Tensor) -> Tensor:
 def test_the_solver_against_scipy(seed: int, blocks: int) -> None:
     program = random_program(seed, blocks)
     expected = scipys(program)
-    assert distance(solve(program, STEPS).flatten(), expected) < 1e-6
-    assert distance(value(program, solve(program, STEPS)), value(program, expected)) < 1e-8
+    assert distance(solve_quadratic_program(program, STEPS).flatten(), expected) < 1e-6
+    assert distance(value(program, solve_quadratic_program(program, STEPS)), value(program, expected)) < 1e-8
     single = tuple(part.float() for part in program)
-    assert distance(solve(Program(*single), STEPS).double().flatten(), expected) < 1e-4
+    assert distance(solve_quadratic_program(QuadraticProgram(*single), STEPS).double().flatten(), expected) < 1e-4
 
 
 @pytest.mark.parametrize("rank", [5, 2])
@@ -87,10 +87,10 @@ def test_the_conditions_of_an_optimum_hold(rank: int) -> None:
 
 def test_more_steps_change_nothing() -> None:
     program = random_program(70)
-    assert distance(solve(program, 60), solve(program, STEPS)) < 1e-9
+    assert distance(solve_quadratic_program(program, 60), solve_quadratic_program(program, STEPS)) < 1e-9
 
 
-@pytest.mark.parametrize("part", Program._fields)
+@pytest.mark.parametrize("part", QuadraticProgram._fields)
 def test_the_gradient_of_the_solver_is_that_of_differences(part: str) -> None:
     program, weights = random_program(80, blocks=2), noise(81, 2, 5)
     direction = noise(82, *getattr(program, part).shape)
@@ -99,7 +99,7 @@ def test_the_gradient_of_the_solver_is_that_of_differences(part: str) -> None:
 
     def along(t: Any) -> Tensor:
         moved = program._replace(**{part: getattr(program, part) + t * direction})
-        return (weights * solve(moved, 30)).sum()
+        return (weights * solve_quadratic_program(moved, 30)).sum()
 
     slope = grad(along)(torch.zeros((), dtype=torch.float64))
     h = 1e-4
@@ -108,6 +108,6 @@ def test_the_gradient_of_the_solver_is_that_of_differences(part: str) -> None:
 
 def test_programs_in_a_batch_are_solved_apart() -> None:
     programs = [random_program(seed, blocks=2) for seed in (90, 100)]
-    stacked = Program(*(torch.stack(parts) for parts in zip(*programs, strict=True)))
-    together = vmap(lambda *parts: solve(Program(*parts), STEPS))(*stacked)
-    assert distance(together, torch.stack([solve(program, STEPS) for program in programs])) < 1e-10
+    stacked = QuadraticProgram(*(torch.stack(parts) for parts in zip(*programs, strict=True)))
+    together = vmap(lambda *parts: solve_quadratic_program(QuadraticProgram(*parts), STEPS))(*stacked)
+    assert distance(together, torch.stack([solve_quadratic_program(program, STEPS) for program in programs])) < 1e-10

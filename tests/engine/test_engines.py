@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algos import descent as inner_loop
 from metarun.algos.metasgd import MetaSGD
+from metarun.algos.pieces.minibatches import minibatch_rows
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import Reptile
 from metarun.engine.learn2learn import Learn2Learn
 from metarun.engine.loop import Loop
 from metarun.engine.vmap import Vmap
-from metarun.models.functional import FunctionalNet, locate
+from metarun.models.functional import FunctionalNet, module_class
 from metarun.models.layers import BatchNorm
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
 from support import oracle
@@ -40,7 +40,7 @@ def oracle_forward(name: str, net: FunctionalNet) -> oracle.Forward:
     if not model.target.startswith(LIBRARY):
         module = native(deepcopy(net.module))
         return oracle.swapped(module, lambda place: place)
-    module = locate(model.target)(**model.fields).double()
+    module = module_class(model.target)(**model.fields).double()
     return oracle.swapped(module, lambda place: f"body.{place}".replace("body.classifier", "head"))
 
 
@@ -61,7 +61,7 @@ def tasks_of(algo: Any, episode: Episode, training: bool) -> list[oracle.Task]:
             size = (algo.inner_batch if training else algo.test_batch) or rows
             seed = number if training else torch.tensor(0)
             steps = algo.steps if training else algo.test_steps
-            task.batches = [inner_loop.minibatch(seed, k, rows, size) for k in range(steps)]
+            task.batches = [minibatch_rows(seed, k, rows, size) for k in range(steps)]
         found.append(task)
     return found
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.functional import max_pool2d, relu
 
-from metarun.models.conv4 import Block
-from metarun.models.functional import FunctionalNet, assemble, build, locate, split_head
+from metarun.models.conv4 import ConvBlock
+from metarun.models.functional import FunctionalNet, build_net, functional_net, module_class, split_head
 from metarun.models.layers import BatchNorm, norm_layer
 from support.small import CONV, LIBRARY, MLP, MODELS, RESNET, WAYS, conv, dense, distance, episodes, network
 
@@ -27,11 +27,11 @@ def test_batch_norm_is_torchs(shape: tuple[int, ...]) -> None:
     ours.load_state_dict(dict(theirs.named_parameters()))
     x = torch.randn(shape, dtype=torch.float64)
     assert distance(ours(x), theirs(x)) < 1e-13
-    assert ours.seen is not None
-    assert distance(theirs.running_mean, 0.1 * ours.seen[0]) < 1e-13  # type: ignore[arg-type]  # None without tracking
+    assert ours.used_stats is not None
+    assert distance(theirs.running_mean, 0.1 * ours.used_stats[0]) < 1e-13  # type: ignore[arg-type]  # None without tracking
     theirs.eval()
     theirs.running_mean, theirs.running_var = torch.rand(4).double(), torch.rand(4).double()
-    ours.given = theirs.running_mean, theirs.running_var
+    ours.fixed_stats = theirs.running_mean, theirs.running_var
     assert distance(ours(x), theirs(x)) < 1e-13
 
 
@@ -40,7 +40,7 @@ def test_batch_norm_is_torchs(shape: tuple[int, ...]) -> None:
 def test_pooling_before_the_norm_is_pooling_after_it(size: tuple[int, int], given: bool) -> None:
     """Values, what was seen, and both derivatives, whatever the signs of the scales."""
     torch.manual_seed(0)
-    block = Block(2, 6, 1, "batch", 1e-5, 0.1).double()
+    block = ConvBlock(2, 6, 1, "batch", 1e-5, 0.1).double()
     norm = block.norm
     assert isinstance(norm, BatchNorm)
     assert norm.weight is not None
@@ -53,12 +53,12 @@ def test_pooling_before_the_norm_is_pooling_after_it(size: tuple[int, int], give
     wanted = [x, block.conv.weight, norm.weight, norm.bias]
 
     def measured(run: Any) -> list[Tensor]:
-        norm.given = moments
+        norm.fixed_stats = moments
         out = run(x)
-        assert norm.seen is not None
+        assert norm.used_stats is not None
         first = torch.autograd.grad(out.sin().sum(), wanted, create_graph=True)
         second = torch.autograd.grad(torch.stack([d.square().sum() for d in first]).sum(), wanted)
-        return [out, *norm.seen, *first, *second]
+        return [out, *norm.used_stats, *first, *second]
 
     plain = measured(lambda x: max_pool2d(relu(norm(block.conv(x))), 2))
     for ours, expected in zip(measured(block), plain, strict=True):
@@ -92,14 +92,14 @@ def test_a_pass_leaves_nothing_behind(name: str) -> None:
     after = dict(net.module.named_parameters(remove_duplicate=False))
     assert before.keys() == after.keys()
     assert all(after[key] is before[key] for key in before)
-    assert all(layer.given is None and layer.seen is None for _, layer in net.norms)
+    assert all(layer.fixed_stats is None and layer.used_stats is None for _, layer in net.norms)
 
 
 def test_assembling_is_a_function_of_the_seed_and_leaves_the_generators_alone() -> None:
     for name in ("conv4-strided", "l2l-fc"):  # learn2learn draws from numpy for the second
         model = MODELS[name]
         states = torch.get_rng_state(), np.random.get_state(legacy=True)
-        (_, a), (_, b), (_, c) = (assemble(model.target, model.fields, model.shape, WAYS, seed) for seed in (5, 5, 6))
+        (_, a), (_, b), (_, c) = (build_net(model.target, model.fields, model.shape, WAYS, seed) for seed in (5, 5, 6))
         assert all(torch.equal(a[key], b[key]) for key in a)
         assert any(not torch.equal(a[key], c[key]) for key in a)
         assert torch.equal(states[0], torch.get_rng_state())
@@ -109,8 +109,8 @@ def test_assembling_is_a_function_of_the_seed_and_leaves_the_generators_alone() 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("l2l")])
 def test_a_third_partys_module_computes_the_same_in_two_parts(name: str) -> None:
     model = MODELS[name]
-    net, weights = assemble(model.target, model.fields, model.shape, WAYS, seed=1)
-    original = locate(model.target)(**model.fields)
+    net, weights = build_net(model.target, model.fields, model.shape, WAYS, seed=1)
+    original = module_class(model.target)(**model.fields)
     own = {place.replace("head", "classifier").removeprefix("body."): value for place, value in weights.items()}
     with torch.no_grad():
         for place, parameter in original.named_parameters():
@@ -122,14 +122,14 @@ def test_a_third_partys_module_computes_the_same_in_two_parts(name: str) -> None
 
 def test_another_number_of_outputs_gets_a_head_of_its_own() -> None:
     model = MODELS["l2l-cnn"]
-    net, weights = assemble(model.target, model.fields, model.shape, WAYS + 2, seed=1)
+    net, weights = build_net(model.target, model.fields, model.shape, WAYS + 2, seed=1)
     assert net.module.head.out_features == WAYS + 2
     assert weights["head.weight"].shape == (WAYS + 2, 3)
 
 
 def test_a_bare_body_gets_a_head() -> None:
     fields = {"hidden_size": 3, "layers": 4, "channels": 2, "max_pool": True, "max_pool_factor": 1.0}
-    _, weights = assemble(LIBRARY + "CNN4Backbone", fields, (2, 16, 16), 5, seed=1)
+    _, weights = build_net(LIBRARY + "CNN4Backbone", fields, (2, 16, 16), 5, seed=1)
     assert weights["head.weight"].shape == (5, 3)
 
 
@@ -147,7 +147,7 @@ class Tied(nn.Module):
 
 
 def test_a_shared_weight_is_one_weight() -> None:
-    net, weights = build(split_head(Tied(), torch.randn(2, 4), 3))
+    net, weights = functional_net(split_head(Tied(), torch.randn(2, 4), 3))
     assert "body.second.weight" not in weights
     x = torch.randn(5, 4)
     moved = {**weights, "body.first.weight": weights["body.first.weight"] + 1}
@@ -170,7 +170,7 @@ def test_a_shared_weight_is_one_weight() -> None:
     ],
 )
 def test_sizes_of_the_papers_images(target: str, fields: dict[str, Any], shape: tuple[int, ...], embedded: int) -> None:
-    net, weights = assemble(target, fields, shape, 5, seed=0)
+    net, weights = build_net(target, fields, shape, 5, seed=0)
     out, _ = net(weights, torch.randn(3, *shape))
     assert net.module.head.in_features == embedded
     assert out.shape == (3, 5)
@@ -230,13 +230,13 @@ class Softened(nn.Module):
 )
 def test_what_does_not_fit_is_refused(target: str, fields: dict[str, Any], shape: tuple[int, ...], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
-        assemble(target, fields, shape, 5, seed=0)
+        build_net(target, fields, shape, 5, seed=0)
     assert "\n" not in str(caught.value)
 
 
 def test_float32_weights_in_a_net_stay_float32() -> None:
     model = MODELS["conv4-strided"]
-    net, weights = assemble(model.target, model.fields, model.shape, WAYS, seed=1)
+    net, weights = build_net(model.target, model.fields, model.shape, WAYS, seed=1)
     assert isinstance(net, FunctionalNet)
     out, seen = net(weights, torch.randn(4, *model.shape))
     assert {out.dtype, *(value.dtype for value in (*seen.values(), *net.init_stats().values()))} == {torch.float32}

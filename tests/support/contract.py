@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun.config.places import conf_dir, groups
-from metarun.models.functional import FunctionalNet, build
+from metarun.models.functional import FunctionalNet, functional_net
 from metarun.types import Episode, Kind, Meta
 from support.small import SEED, WAYS, episodes, network
 
@@ -60,7 +60,7 @@ def prepared(name: str, kind: Kind, dtype: torch.dtype = torch.float64) -> tuple
         return value.to(dtype) if value.is_floating_point() else value.clone()
 
     algo, (shared, weights) = algorithm(name), network(NETS[kind])
-    net, weights = build(deepcopy(shared.module).to(dtype))[0], {n: cast(w) for n, w in weights.items()}
+    net, weights = functional_net(deepcopy(shared.module).to(dtype))[0], {n: cast(w) for n, w in weights.items()}
     return algo, net, algo.init(net, weights, SEED), tree_map(cast, episodes(NETS[kind]))
 
 

@@ -14,7 +14,7 @@ from metarun.algos.maml import MAML
 from metarun.algos.metasgd import MetaSGD
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import Reptile
-from metarun.models.functional import FunctionalNet, assemble
+from metarun.models.functional import FunctionalNet, build_net
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
 from support import oracle
 
@@ -113,7 +113,7 @@ SEED = 6  # of what an algorithm draws for itself
 def network(name: str) -> tuple[FunctionalNet, Params]:
     model = MODELS[name]
     outputs = 1 if name == "mlp-sine" else WAYS
-    net, weights = assemble(model.target, model.fields, model.shape, outputs, seed=1)
+    net, weights = build_net(model.target, model.fields, model.shape, outputs, seed=1)
     net.module.double()
     noise = torch.Generator().manual_seed(2)  # away from gamma = 1 and beta = 0
     return net, {n: w.double() + 0.1 * torch.randn(w.shape, generator=noise).double() for n, w in weights.items()}

@@ -4,8 +4,8 @@
               loss = -log N(y; mu, sigma^2), which is also the logged loss; mu is the prediction
     classes:  r_n = mean of h(x_i) over the support of class n,   logits = g(x, (r_1 .. r_N))
 
-`decode: by_class` is ours: logit_n = g(x, r_n, mean of all r), one g for all classes, which need not be learned apart.
-x stands for the embedding of an item by the body of the net. A head of one output means values.
+x is the embedding of an item by the body of the net. `decode: by_class` is ours: logit_n = g(x, r_n, mean of all r), so
+that all classes share one g. A net with one output means values.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algos import descent as inner_loop
+from metarun.algos.pieces.checks import check_choice, check_counts
 from metarun.algos.pieces.dense_lstm import dense, dense_init
-from metarun.algos.pieces.norm_statistics import fresh_buffers
-from metarun.algos.pieces.normal import bounded, negative_log_likelihood
-from metarun.algos.pieces.support_sets import BatchNormMode, body, embed_support, embed_task, means
+from metarun.algos.pieces.losses import metrics_of, task_loss
+from metarun.algos.pieces.norm_statistics import BatchNormMode, fresh_buffers
+from metarun.algos.pieces.normal import bounded_sigma, negative_log_likelihood
+from metarun.algos.pieces.support_sets import embed_episode, embed_support, label_means
+from metarun.algos.pieces.weights import body_weights
 from metarun.types import Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 
-class Context(NamedTuple):
-    r: Tensor
+class CNPContext(NamedTuple):
+    r: Tensor  # r_NR, or r_1R for values
     stats: Params
 
 
@@ -44,11 +46,11 @@ class CNP:
     def __post_init__(self) -> None:
         if not self.encoder:
             raise ValueError("encoder=[]: need at least one size, that of r")
-        inner_loop.check_steps(encoder=min(self.encoder), decoder=min(self.decoder, default=1))
+        check_counts(encoder=min(self.encoder), decoder=min(self.decoder, default=1))
         if not 0 < self.floor < 1:
             raise ValueError(f"floor={self.floor}: a standard deviation between 0 and 1")
-        inner_loop.check_choice("decode", self.decode, ("joint", "by_class"))
-        inner_loop.check_choice("bn", self.bn, ("batch", "support", "running"))
+        check_choice("decode", self.decode, ("joint", "by_class"))
+        check_choice("bn", self.bn, ("batch", "support", "running"))
 
     def init(self, net: Net, weights: Params, seed: int) -> Meta:
         like = weights["head.weight"]
@@ -58,48 +60,48 @@ class CNP:
         by_class = self.decode == "by_class" and not values
         rows, logits = (2, 1) if by_class else (outputs, outputs + values)
         g = dense_init(seed + 1, like, size + rows * self.encoder[-1], *self.decoder, logits)
-        return {"weights": body(weights), "encoder": h, "decoder": g, **fresh_buffers(self.bn, net, 0)}
+        return {"weights": body_weights(weights), "encoder": h, "decoder": g, **fresh_buffers(self.bn, net, 0)}
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
         support, query = episode.support, episode.query
-        x_SD, x_QD, buffers = embed_task(self.bn, net, meta, episode)
-        out = self._decoded(meta, aggregated(net, meta, x_SD, support.y), x_QD)
+        x_SD, x_QD, buffers = embed_episode(self.bn, net, meta, episode)
+        out = self._decoded(meta, mean_representations(net, meta, x_SD, support.y), x_QD)
         if query.y.is_floating_point():
             mu, s = out.chunk(2, dim=-1)
-            loss = negative_log_likelihood(query.y, mu, bounded(s, self.floor))
+            loss = negative_log_likelihood(query.y, mu, bounded_sigma(s, self.floor))
         else:
-            loss = inner_loop.objective(out, query.y)
-        return loss, Aux(inner_loop.measure(loss, out, query.y), buffers)
+            loss = task_loss(out, query.y)
+        return loss, Aux(metrics_of(loss, out, query.y), buffers)
 
-    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Context:
+    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> CNPContext:
         x_SD, stats = embed_support(self.bn, net, meta, support.x)
-        return Context(aggregated(net, meta, x_SD, support.y), stats)
+        return CNPContext(mean_representations(net, meta, x_SD, support.y), stats)
 
-    def predict(self, net: Net, meta: Meta, adapted: Context, x: Tensor) -> Tensor:
+    def predict(self, net: Net, meta: Meta, adapted: CNPContext, x: Tensor) -> Tensor:
         x_QD, _ = net.embed(meta["weights"], x, adapted.stats)
         out = self._decoded(meta, adapted.r, x_QD)
-        return out.chunk(2, dim=-1)[0] if outputs_of(net) == 1 else out
+        return out.chunk(2, dim=-1)[0] if num_outputs(net) == 1 else out
 
     def _decoded(self, meta: Meta, r_NR: Tensor, x_QD: Tensor) -> Tensor:
-        """Values have one r."""
+        """g on all queries. There is one r for values."""
         if self.decode == "joint" or len(r_NR) == 1:
             return dense(meta["decoder"], torch.cat([x_QD, r_NR.flatten().expand(len(x_QD), -1)], dim=1))
         rows_NR = torch.cat([r_NR, r_NR.mean(dim=0).expand_as(r_NR)], dim=1)
-        pairs = torch.cat([spread(x_QD, 1, len(r_NR)), spread(rows_NR, 0, len(x_QD))], dim=2)
+        pairs = torch.cat([expanded(x_QD, 1, len(r_NR)), expanded(rows_NR, 0, len(x_QD))], dim=2)
         return dense(meta["decoder"], pairs).squeeze(2)
 
 
-def spread(rows: Tensor, dim: int, count: int) -> Tensor:
+def expanded(rows: Tensor, dim: int, count: int) -> Tensor:
     return rows.unsqueeze(dim).expand(*rows.shape[:dim], count, *rows.shape[dim:])
 
 
-def aggregated(net: Net, meta: Meta, x_SD: Tensor, y: Tensor) -> Tensor:
+def mean_representations(net: Net, meta: Meta, x_SD: Tensor, y: Tensor) -> Tensor:
     if y.is_floating_point():
         return dense(meta["encoder"], torch.cat([x_SD, y], dim=1)).mean(dim=0, keepdim=True)
-    return means(dense(meta["encoder"], x_SD), torch.arange(outputs_of(net), device=y.device).unsqueeze(1) == y)
+    return label_means(dense(meta["encoder"], x_SD), torch.arange(num_outputs(net), device=y.device).unsqueeze(1) == y)
 
 
-def outputs_of(net: Net) -> int:
+def num_outputs(net: Net) -> int:
     head = net.module.head
     assert isinstance(head, torch.nn.Linear)
     return head.out_features

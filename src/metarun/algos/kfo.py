@@ -4,11 +4,11 @@
     w_0 = theta,   w_k+1 = w_k - alpha * U(grad L(w_k; support); xi_k),   meta-loss = L(w_K; query)
     a layer of U:  X -> L X R + B,   that is  vec X -> (R' kron L) vec X + vec B;   a relu between two layers
 
-X_nm is the gradient of a matrix [n, m]; for a convolution [o, n, h, w] each of its o slices [n, h * w], all by the same
-U; a vector [n] is [n, 1]. `psd` puts L'L and R'R in the places of L and R. Factors start as
-identities and B as zero: U(X) = X and this is MAML, unless there is a relu, which starts as relu(X).
+X_nm is the gradient of a matrix [n, m]. A convolution [o, n, h, w] is o matrices [n, h * w] with the same U; a vector
+[n] is [n, 1]. `psd` replaces L and R by L'L and R'R. Factors start as identities and B as zero, so that U(X) = X and
+this is MAML, unless there is a relu, with which U starts as relu(X).
 
-With `adapt_transform` the network descends in the inner loop too, on the loss that its last step led to:
+With `adapt_transform` the inner loop adapts the network too, on the loss after its last step:
 
     xi_0 = xi,   xi_k = xi_k-1 - alpha * grad_xi L(w_k; support) at xi_k-1,
     where grad_xi L(w_k; support) = -alpha * (dU(G_k-1; xi) / dxi)' G_k   and   G_k = grad L(w_k; support)
@@ -23,21 +23,22 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from metarun.algos import descent as inner_loop
-from metarun.algos.descent import Descent, Slope
+from metarun.algos.descent import Descent, InnerGradient
+from metarun.algos.pieces.checks import check_choice, check_counts
+from metarun.algos.pieces.weights import detached, gradient_step
 from metarun.types import Meta, Net, Params
 
 
-class Network(NamedTuple):
-    """xi_k-1, the gradient it was given, and its rate: zero as long as it was given none."""
+class TransformState(NamedTuple):
+    """The network before step k, and what its own step needs of step k-1."""
 
-    xi: Params
-    given: Params
-    rate: Tensor
+    xi: Params  # xi_k-1
+    gradient: Params  # G_k-1; zero before the first step
+    rate: Tensor  # alpha^2; zero before the first step
 
 
 @dataclass(frozen=True)
-class KFO(Descent):
+class KFO(Descent[TransformState]):
     layers: int
     activation: Literal["none", "relu"]
     bias: bool
@@ -46,8 +47,8 @@ class KFO(Descent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        inner_loop.check_steps(layers=self.layers)
-        inner_loop.check_choice("activation", self.activation, ("none", "relu"))
+        check_counts(layers=self.layers)
+        check_choice("activation", self.activation, ("none", "relu"))
         if self.adapt_transform and self.second_order_from:
             raise ValueError(
                 f"second_order_from={self.second_order_from}: with adapt_transform=true the order stays as it is; "
@@ -57,8 +58,8 @@ class KFO(Descent):
     def init(self, net: Net, weights: Params, seed: int) -> Meta:
         meta = super().init(net, weights, seed)
         xi: Params = {}
-        for name, w in self.moving(meta).items():
-            n, m = matrices(w).shape[-2:]
+        for name, w in self.fast_weights(meta).items():
+            n, m = as_matrices(w).shape[-2:]
             for i in range(self.layers):
                 xi[f"{name}.{i}.left"] = torch.eye(n, dtype=w.dtype, device=w.device)
                 xi[f"{name}.{i}.right"] = torch.eye(m, dtype=w.dtype, device=w.device)
@@ -66,26 +67,29 @@ class KFO(Descent):
                     xi[f"{name}.{i}.bias"] = w.new_zeros(n, m)
         return {**meta, "network": xi}
 
-    def begin(self, meta: Meta, moving: Params) -> Network:
-        nothing = {name: torch.zeros_like(w) for name, w in moving.items()}
-        return Network(meta["network"], nothing, next(iter(moving.values())).new_zeros(()))
+    def init_state(self, meta: Meta, fast: Params) -> TransformState:
+        zero = {name: torch.zeros_like(w) for name, w in fast.items()}
+        return TransformState(meta["network"], zero, next(iter(fast.values())).new_zeros(()))
 
-    def update(self, meta: Meta, moving: Params, slope: Slope, state: Network) -> tuple[Params, Network]:
-        xi, G = state.xi, slope.gradient
+    def update(
+        self, meta: Meta, fast: Params, inner: InnerGradient, state: TransformState
+    ) -> tuple[Params, TransformState]:
+        xi, G = state.xi, inner.gradient
         if self.adapt_transform:
-            at = (xi, state.given)
+            at = (xi, state.gradient)
             if self.derivatives == "first":
-                at = (inner_loop.detached(xi), inner_loop.detached(state.given))
-            uphill, _ = vjp(self.outputs, *at)[1](G)
+                at = (detached(xi), detached(state.gradient))
+            uphill, _ = vjp(self.transformed, *at)[1](G)
             xi = {name: value + state.rate * uphill[name] for name, value in xi.items()}
-        w = inner_loop.plain(self.inner_lr, moving, self.outputs(xi, G))
-        return w, Network(xi, G, torch.full_like(state.rate, self.inner_lr**2))
+        w = gradient_step(self.inner_lr, fast, self.transformed(xi, G))
+        return w, TransformState(xi, G, torch.full_like(state.rate, self.inner_lr**2))
 
-    def outputs(self, xi: Params, G: Params) -> Params:
-        return {name: self.output(xi, name, g) for name, g in G.items()}
+    def transformed(self, xi: Params, G: Params) -> Params:
+        """U(G; xi)."""
+        return {name: self._transformed_weight(xi, name, g) for name, g in G.items()}
 
-    def output(self, xi: Params, name: str, g: Tensor) -> Tensor:
-        X = matrices(g)
+    def _transformed_weight(self, xi: Params, name: str, g: Tensor) -> Tensor:
+        X = as_matrices(g)
         for i in range(self.layers):
             L, R = xi[f"{name}.{i}.left"], xi[f"{name}.{i}.right"]
             X = L.mT @ L @ X @ (R.mT @ R) if self.psd else L @ X @ R
@@ -94,6 +98,6 @@ class KFO(Descent):
         return X.reshape(g.shape)
 
 
-def matrices(w: Tensor) -> Tensor:
+def as_matrices(w: Tensor) -> Tensor:
     """[n, m] as it is, [n] as [n, 1], and [o, n, h, w] as o times [n, h * w]."""
     return w.flatten(2) if w.dim() > 2 else w.reshape(len(w), -1)

@@ -6,9 +6,9 @@ The machine is the multi-class one of Crammer and Singer (2001), solved in its d
 
     w_n = sum_s alpha_sn z_s,   logits_n = gamma * w_n . z(x)
 
-with a learned gamma. The gradient passes through the solution (models/qp.py). Columns of absent labels are programs of
-their own that end in zero and touch nothing, so that any number of ways can be tested. The loss is cross-entropy
-against targets 1 - eps for the right class and eps / (N - 1) for each other (section 4.2).
+with a learned gamma. The gradient passes through the solution (pieces/quadratic_program.py). Columns of absent labels
+are independent programs whose solution is zero, so that any number of ways can be tested. The loss is cross-entropy
+against targets 1 - eps for the true class and eps / (N - 1) for each other (section 4.2).
 """
 
 from __future__ import annotations
@@ -19,21 +19,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algos import descent as inner_loop
-from metarun.algos.pieces.norm_statistics import fresh_buffers
-from metarun.algos.pieces.quadratic_program import Program, solve
-from metarun.algos.pieces.support_sets import (
-    BatchNormMode,
-    body,
-    embed_support,
-    embed_task,
-    lowest_where_absent,
-    members,
-)
+from metarun.algos.pieces.checks import check_choice, check_counts, check_positive
+from metarun.algos.pieces.losses import metrics_of, task_loss
+from metarun.algos.pieces.norm_statistics import BatchNormMode, fresh_buffers
+from metarun.algos.pieces.quadratic_program import QuadraticProgram, solve_quadratic_program
+from metarun.algos.pieces.support_sets import embed_episode, embed_support, label_members, mask_absent
+from metarun.algos.pieces.weights import body_weights
 from metarun.types import Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 
-class Machine(NamedTuple):
+class SVMHead(NamedTuple):
     w: Tensor
     present: Tensor
     stats: Params
@@ -52,53 +47,53 @@ class MetaOptNet:
     bn: BatchNormMode
 
     def __post_init__(self) -> None:
-        inner_loop.check_rate("C", self.C)
-        inner_loop.check_steps(qp_steps=self.qp_steps)
-        inner_loop.check_rate("scale", self.scale)
-        inner_loop.check_choice("bn", self.bn, ("batch", "support", "running"))
+        check_positive(C=self.C, scale=self.scale)
+        check_counts(qp_steps=self.qp_steps)
+        check_choice("bn", self.bn, ("batch", "support", "running"))
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing={self.smoothing}: is a share of 1; use 0.0 for none")
 
     def init(self, net: Net, weights: Params, seed: int) -> Meta:
         gamma = next(iter(weights.values())).new_full((), self.scale)
-        return {"weights": body(weights), "solver": {"gamma": gamma}, **fresh_buffers(self.bn, net, 0)}
+        return {"weights": body_weights(weights), "solver": {"gamma": gamma}, **fresh_buffers(self.bn, net, 0)}
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
-        z_SD, z_QD, buffers = embed_task(self.bn, net, meta, episode)
-        w_ND, present_N = self._machine(z_SD, episode.support.y)
-        logits_QN = logits(meta, z_QD, w_ND, present_N)
+        z_SD, z_QD, buffers = embed_episode(self.bn, net, meta, episode)
+        w_ND, present_N = self._solve(z_SD, episode.support.y)
+        logits_QN = svm_logits(meta, z_QD, w_ND, present_N)
         loss = self._loss(logits_QN, present_N, episode.query.y)
-        return loss, Aux(inner_loop.measure(loss, logits_QN, episode.query.y), buffers)
+        return loss, Aux(metrics_of(loss, logits_QN, episode.query.y), buffers)
 
-    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Machine:
+    def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> SVMHead:
         z_SD, stats = embed_support(self.bn, net, meta, support.x)
-        return Machine(*self._machine(z_SD, support.y), stats)
+        return SVMHead(*self._solve(z_SD, support.y), stats)
 
-    def predict(self, net: Net, meta: Meta, adapted: Machine, x: Tensor) -> Tensor:
+    def predict(self, net: Net, meta: Meta, adapted: SVMHead, x: Tensor) -> Tensor:
         z_QD, _ = net.embed(meta["weights"], x, adapted.stats)
-        return logits(meta, z_QD, adapted.w, adapted.present)
+        return svm_logits(meta, z_QD, adapted.w, adapted.present)
 
-    def _machine(self, z_SD: Tensor, y_S: Tensor) -> tuple[Tensor, Tensor]:
-        member_NS = members(y_S)
+    def _solve(self, z_SD: Tensor, y_S: Tensor) -> tuple[Tensor, Tensor]:
+        member_NS = label_members(y_S)
         present_N = member_NS.any(dim=1)
-        # Products of few features for many items are singular; rounded to float32, they would be indefinite.
-        alpha_NS = self.C * solve(dual(z_SD.double(), member_NS, present_N, self.C), self.qp_steps)
+        # With fewer features than items Z Z' is singular, and in float32 rounding would make it indefinite.
+        program = dual_program(z_SD.double(), member_NS, present_N, self.C)
+        alpha_NS = self.C * solve_quadratic_program(program, self.qp_steps)
         return alpha_NS.to(z_SD.dtype) @ z_SD, present_N
 
     def _loss(self, logits_QN: Tensor, present_N: Tensor, y_Q: Tensor) -> Tensor:
         if self.smoothing == 0:
-            return inner_loop.objective(logits_QN, y_Q)
+            return task_loss(logits_QN, y_Q)
         right_QN = y_Q.unsqueeze(1) == torch.arange(len(present_N), device=y_Q.device)
         target_QN = torch.where(right_QN, 1 - self.smoothing, self.smoothing / (present_N.sum() - 1))
         return -torch.where(present_N, target_QN * logits_QN.log_softmax(dim=1), 0).sum(dim=1).mean()
 
 
-def dual(z_SD: Tensor, member_NS: Tensor, present_N: Tensor, C: float) -> Program:
-    """A block for each label: its alpha / C. That of an absent one is min |a|^2 / 2, a <= 1, coupled to no other."""
+def dual_program(z_SD: Tensor, member_NS: Tensor, present_N: Tensor, C: float) -> QuadraticProgram:
+    """One block for each label, in alpha / C. That of an absent label is min |a|^2 / 2 with a <= 1, not coupled."""
     own_NS = member_NS.to(z_SD.dtype)
     eye_SS = torch.eye(len(z_SD), dtype=z_SD.dtype, device=z_SD.device)
     block_N11 = present_N.reshape(-1, 1, 1)
-    return Program(
+    return QuadraticProgram(
         Q=torch.where(block_N11, C * z_SD @ z_SD.T, eye_SS),
         p=-own_NS,
         G=eye_SS.expand(len(present_N), -1, -1),
@@ -108,5 +103,5 @@ def dual(z_SD: Tensor, member_NS: Tensor, present_N: Tensor, C: float) -> Progra
     )
 
 
-def logits(meta: Meta, z_QD: Tensor, w_ND: Tensor, present_N: Tensor) -> Tensor:
-    return lowest_where_absent(meta["solver"]["gamma"] * z_QD @ w_ND.T, present_N)
+def svm_logits(meta: Meta, z_QD: Tensor, w_ND: Tensor, present_N: Tensor) -> Tensor:
+    return mask_absent(meta["solver"]["gamma"] * z_QD @ w_ND.T, present_N)

@@ -2,8 +2,8 @@
 
     c_n = mean of f(x) over the support of class n,   p(n | x) = softmax_n(-d(f(x), c_n)),   d = squared Euclidean
 
-There are as many columns as support items, since N cannot be read off shapes: those of absent labels hold the lowest
-number there is, so that softmax and argmax pass over them.
+There is one output column for each support item, since N cannot be read off tensor shapes. Columns of absent labels
+hold the lowest number of the type, so that softmax and argmax ignore them.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from metarun.algos import descent as inner_loop
-from metarun.algos.pieces.norm_statistics import fresh_buffers
+from metarun.algos.pieces.checks import check_choice
+from metarun.algos.pieces.losses import metrics_of, task_loss
+from metarun.algos.pieces.norm_statistics import BatchNormMode, fresh_buffers
 from metarun.algos.pieces.support_sets import (
-    BatchNormMode,
-    body,
+    embed_episode,
     embed_support,
-    embed_task,
-    lowest_where_absent,
-    means,
-    members,
-    unit,
+    label_means,
+    label_members,
+    mask_absent,
+    unit_rows,
 )
+from metarun.algos.pieces.weights import body_weights
 from metarun.types import Aux, Batch, Episode, Kind, Meta, Net, Params, Sampler, Unroll
 
 
@@ -44,17 +44,17 @@ class ProtoNet:
     bn: BatchNormMode
 
     def __post_init__(self) -> None:
-        inner_loop.check_choice("distance", self.distance, ("euclidean", "cosine"))
-        inner_loop.check_choice("bn", self.bn, ("batch", "support", "running"))
+        check_choice("distance", self.distance, ("euclidean", "cosine"))
+        check_choice("bn", self.bn, ("batch", "support", "running"))
 
     def init(self, net: Net, weights: Params, seed: int) -> Meta:
-        return {"weights": body(weights), **fresh_buffers(self.bn, net, 0)}
+        return {"weights": body_weights(weights), **fresh_buffers(self.bn, net, 0)}
 
     def meta_loss(self, net: Net, meta: Meta, episode: Episode, step: Tensor, unroll: Unroll) -> tuple[Tensor, Aux]:
-        z_SD, z_QD, buffers = embed_task(self.bn, net, meta, episode)
+        z_SD, z_QD, buffers = embed_episode(self.bn, net, meta, episode)
         logits_QS = self._logits(z_QD, *prototypes(z_SD, episode.support.y))
-        loss = inner_loop.objective(logits_QS, episode.query.y)
-        return loss, Aux(inner_loop.measure(loss, logits_QS, episode.query.y), buffers)
+        loss = task_loss(logits_QS, episode.query.y)
+        return loss, Aux(metrics_of(loss, logits_QS, episode.query.y), buffers)
 
     def adapted(self, net: Net, meta: Meta, support: Batch, unroll: Unroll) -> Prototypes:
         z_SD, stats = embed_support(self.bn, net, meta, support.x)
@@ -66,13 +66,13 @@ class ProtoNet:
 
     def _logits(self, z_QD: Tensor, c_SD: Tensor, present_S: Tensor) -> Tensor:
         if self.distance == "cosine":
-            logits_QS = unit(z_QD) @ unit(c_SD).T
+            logits_QS = unit_rows(z_QD) @ unit_rows(c_SD).T
         else:
             logits_QS = 2 * z_QD @ c_SD.T - z_QD.square().sum(1, keepdim=True) - c_SD.square().sum(1)
-        return lowest_where_absent(logits_QS, present_S)
+        return mask_absent(logits_QS, present_S)
 
 
 def prototypes(z_SD: Tensor, y_S: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each label 0 .. S-1, and whether the label occurs."""
-    member_SS = members(y_S)
-    return means(z_SD, member_SS), member_SS.any(dim=1)
+    member_SS = label_members(y_S)
+    return label_means(z_SD, member_SS), member_SS.any(dim=1)

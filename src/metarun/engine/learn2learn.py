@@ -12,18 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from metarun.algos.descent import Descent, matching, measure, objective
+from metarun.algos.descent import Descent
 from metarun.algos.kfo import KFO
 from metarun.algos.maml import MAML
 from metarun.algos.metacurvature import MetaCurvature
 from metarun.algos.metasgd import MetaSGD
+from metarun.algos.pieces.losses import metrics_of, task_loss
+from metarun.algos.pieces.weights import select_weights
 from metarun.algos.protonet import ProtoNet
 from metarun.engine.task_axis import accumulate, divide_by_count, num_tasks, tasks
-from metarun.models.functional import FunctionalNet, Split
+from metarun.models.functional import BodyAndHead, FunctionalNet
 from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Adaptation, Algorithm, Aux, Engine, Episode, Meta, Net, Params
 
-Wrapped = MAML | MetaSGD | MetaCurvature | KFO | ProtoNet
+WrappedDescent = MAML | MetaSGD | MetaCurvature | KFO
+Wrapped = WrappedDescent | ProtoNet
 QueryOutputs = Callable[[Episode, int], Tensor]
 """(task, number of inner steps) -> outputs_QN"""
 
@@ -41,9 +44,9 @@ class Learn2Learn:
             metrics: dict[str, Tensor] | None = None
             for task in tasks(episode):
                 out_QN = outputs(task, steps)
-                loss = objective(out_QN, task.query.y)
+                loss = task_loss(out_QN, task.query.y)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                metrics = accumulate(metrics, measure(loss, out_QN, task.query.y))
+                metrics = accumulate(metrics, metrics_of(loss, out_QN, task.query.y))
             assert metrics is not None, "an episode of no tasks"
             return divide_by_count((_summed_gradients(leaves), Aux(metrics, {})), num_tasks(episode))
 
@@ -66,8 +69,8 @@ def _supported(algo: object, net: FunctionalNet) -> Wrapped:
         if value != only:
             raise _refusal(f"has {key}={only} alone, not {key}={value}")
     names = dict(net.module.named_parameters())
-    body, head = (set(matching(names, (pattern,))) for pattern in ("body.*", "head.*"))
-    if set(matching(names, algo.adapt)) not in (body | head, head, body):
+    body, head = (set(select_weights(names, (pattern,))) for pattern in ("body.*", "head.*"))
+    if set(select_weights(names, algo.adapt)) not in (body | head, head, body):
         raise _refusal(f"adapts all weights or the head or the body, not {list(algo.adapt)}")
     if isinstance(algo, MetaSGD) and len(list(net.module.named_parameters(remove_duplicate=False))) > len(names):
         # Its update visits a parameter under each of its names; at the second one the gradient is gone.
@@ -82,7 +85,7 @@ def _refusal(reason: str) -> ValueError:
     return ValueError(f"learn2learn {reason}; use engine=vmap")
 
 
-def _fixed_settings(algo: Descent) -> Iterator[tuple[str, object, object]]:
+def _fixed_settings(algo: WrappedDescent) -> Iterator[tuple[str, object, object]]:
     """(field, the only value that learn2learn has, the value asked for)"""
     yield "multi_step_loss_until", 0, algo.multi_step_loss_until
     yield "second_order_from", 0, algo.second_order_from
@@ -114,8 +117,8 @@ class AdaptedParts(NamedTuple):
     names: list[str]  # of the parameters of `adapted`
 
 
-def _cut_at_adapted(module: Split, meta: Meta, patterns: tuple[str, ...]) -> AdaptedParts:
-    adapted, identity = matching(meta["weights"], patterns), nn.Identity()
+def _cut_at_adapted(module: BodyAndHead, meta: Meta, patterns: tuple[str, ...]) -> AdaptedParts:
+    adapted, identity = select_weights(meta["weights"], patterns), nn.Identity()
     parts: tuple[nn.Module, nn.Module, nn.Module] = (identity, module.body, module.head)
     if len(adapted) == len(meta["weights"]):
         parts = (identity, module, identity)
@@ -196,14 +199,14 @@ def _set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     setattr(module, name, value)
 
 
-def _adapted_outputs(algo: Descent, parts: AdaptedParts, learner: Learner) -> QueryOutputs:
+def _adapted_outputs(algo: WrappedDescent, parts: AdaptedParts, learner: Learner) -> QueryOutputs:
     def outputs(task: Episode, steps: int) -> Tensor:
         adapted = learner.clone()
         z = parts.before(task.support.x)
         for _ in range(steps):
             out_SN = parts.after(adapted(z))
             scale = out_SN.shape[-1] if algo.loss_reduction == "sum_over_ways" else 1
-            adapted.adapt(scale * objective(out_SN, task.support.y))
+            adapted.adapt(scale * task_loss(out_SN, task.support.y))
         out_QN: Tensor = parts.after(adapted(parts.before(task.query.x)))
         return out_QN
 

@@ -8,15 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d, relu
 
-from metarun.models.layers import BatchNorm, Norm, norm_layer, pool, require_choice, require_image, require_positive
+from metarun.models.layers import (
+    BatchNorm,
+    Norm,
+    norm_layer,
+    pool_maps,
+    require_choice,
+    require_image,
+    require_positive,
+)
 
 
-class Block(nn.Module):
-    """3x3 convolution, norm, relu, and halving by the convolution's stride or by a 2x2 max-pool."""
+class ConvBlock(nn.Module):
+    """3x3 convolution, norm, relu; halves the map by the stride of the convolution or by a 2x2 max-pool."""
 
     def __init__(self, channels: int, width: int, stride: int, norm: Norm, eps: float, momentum: float) -> None:
         super().__init__()
-        # Batch norm takes a bias away again.
+        # Batch norm subtracts the mean, and a bias with it.
         self.conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm != "batch")
         self.norm = norm_layer(norm, width, eps, momentum)
         self.pools = stride == 1
@@ -28,11 +36,15 @@ class Block(nn.Module):
         if not self.pools:
             return relu(self.norm(self.conv(x)))
         if isinstance(self.norm, BatchNorm):
-            return self._pooled_first(x, self.norm)
+            return self._pool_before_norm(x, self.norm)
         return max_pool2d(relu(self.norm(self.conv(x))), 2)
 
-    def _pooled_first(self, x: Tensor, norm: BatchNorm) -> Tensor:
-        """The same, with a quarter as much to normalise: where the scale is positive, the order of values stays."""
+    def _pool_before_norm(self, x: Tensor, norm: BatchNorm) -> Tensor:
+        """max_pool2d(relu(norm(conv(x)))), with the pool before norm and relu: a quarter of the values to normalise.
+
+        Norm and relu are increasing where the scale is positive, so they commute with the maximum. Channels with a
+        negative scale have their sign changed first.
+        """
         assert norm.weight is not None
         sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(x.dtype)
         y = conv2d(x, self.conv.weight * sign.reshape(-1, 1, 1, 1), padding=1)
@@ -41,7 +53,7 @@ class Block(nn.Module):
 
 
 class Conv4(nn.Module):
-    """x_BCHW -> x_BD, where D is `width` times the number of pixels left, or `width` where these are averaged."""
+    """x_BCHW -> x_BD, where D is `width` times the number of pixels left, or `width` with pooling=mean."""
 
     def __init__(
         self,
@@ -64,8 +76,8 @@ class Conv4(nn.Module):
             raise ValueError(f"layers={layers}: {height}x{breadth} cannot be halved so often; use fewer")
         stride = 2 if downsample == "stride" else 1
         inputs = [channels] + [width] * (layers - 1)
-        self.blocks = nn.Sequential(*(Block(size, width, stride, norm, eps, momentum) for size in inputs))
+        self.blocks = nn.Sequential(*(ConvBlock(size, width, stride, norm, eps, momentum) for size in inputs))
         self.pooling = pooling
 
     def forward(self, x: Tensor) -> Tensor:
-        return pool(self.blocks(x), self.pooling)
+        return pool_maps(self.blocks(x), self.pooling)

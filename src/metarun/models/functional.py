@@ -1,4 +1,4 @@
-"""A torch module as pure functions of its weights: body and head apart, normalisation statistics in and out."""
+"""Torch modules as pure functions of their weights, with body and head apart; statistics of norms are arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,12 @@ from metarun.models.layers import BatchNorm
 from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Params
 
-EXAMPLES = 2  # items a new module is tried on
-TOLERANCE = 1e-6  # for two orders of the same float64 arithmetic
+TRIAL_ITEMS = 2  # items that a new module is tried on
+TRIAL_TOLERANCE = 1e-6  # between two orders of the same float64 arithmetic
 
 
-class Split(nn.Module):
-    """A network whose last linear layer stands apart."""
+class BodyAndHead(nn.Module):
+    """A network whose last linear layer is a module of its own."""
 
     def __init__(self, body: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -38,20 +37,18 @@ class Split(nn.Module):
 
 @dataclass(frozen=True)
 class FunctionalNet:
-    """types.Net over a Split."""
+    """types.Net over a BodyAndHead."""
 
-    module: Split
+    module: BodyAndHead
     momentum: float
     norms: tuple[tuple[str, BatchNorm], ...]
     aliases: tuple[tuple[str, str], ...]  # (another place of a shared parameter, its name)
 
     def __call__(self, weights: Params, x: Tensor, stats: Params | None = None) -> tuple[Tensor, Params]:
-        shared = {place: weights[name] for place, name in self.aliases}
-        return self._run(self.module, {**weights, **shared}, x, stats)
+        return self._run(self.module, self._at_all_places(weights), x, stats)
 
     def embed(self, weights: Params, x: Tensor, stats: Params | None = None) -> tuple[Tensor, Params]:
-        shared = {place: weights[name] for place, name in self.aliases}
-        places = {**weights, **shared}.items()
+        places = self._at_all_places(weights).items()
         body = {place.removeprefix("body."): value for place, value in places if place.startswith("body.")}
         return self._run(self.module.body, body, x, stats)
 
@@ -63,93 +60,102 @@ class FunctionalNet:
             stats[f"{name}.var"] = like.new_ones(layer.channels)
         return stats
 
+    def _at_all_places(self, weights: Params) -> Params:
+        return {**weights, **{place: weights[name] for place, name in self.aliases}}
+
     def _run(self, module: nn.Module, weights: Params, x: Tensor, stats: Params | None) -> tuple[Tensor, Params]:
         for name, layer in self.norms:
-            layer.given = (stats[f"{name}.mean"], stats[f"{name}.var"]) if stats else None
+            layer.fixed_stats = (stats[f"{name}.mean"], stats[f"{name}.var"]) if stats else None
         try:
-            # torch's own tying leaves foreign tensors behind in a layer that is registered twice.
+            # With tie_weights=True torch leaves tensors of this call behind in a layer that is registered twice.
             out = functional_call(module, weights, (x,), tie_weights=False)
-            return out, dict(self._seen())
+            return out, dict(self._used_stats())
         finally:
-            # Left behind, a tensor would outlive the vmap or grad level it belongs to.
+            # A tensor that stayed in a layer would outlive the vmap or grad level it belongs to.
             for _, layer in self.norms:
-                layer.given = layer.seen = None
+                layer.fixed_stats = layer.used_stats = None
 
-    def _seen(self) -> Iterator[tuple[str, Tensor]]:
+    def _used_stats(self) -> Iterator[tuple[str, Tensor]]:
         for name, layer in self.norms:
-            assert layer.seen is not None, f"{name} took no part in the forward pass"
-            yield f"{name}.mean", layer.seen[0]
-            yield f"{name}.var", layer.seen[1]
+            assert layer.used_stats is not None, f"{name} took no part in the forward pass"
+            yield f"{name}.mean", layer.used_stats[0]
+            yield f"{name}.var", layer.used_stats[1]
 
 
-def assemble(
-    target: str, fields: Mapping[str, Any], shape: tuple[int, ...], outputs: int, seed: int
+def build_net(
+    target: str, fields: Mapping[str, object], shape: tuple[int, ...], outputs: int, seed: int
 ) -> tuple[FunctionalNet, Params]:
-    """The network of a config: `target` constructed with `fields`, for items of `shape`, with `outputs` outputs.
+    """A configured network and its initial weights: `target` constructed with `fields`, with `outputs` outputs.
 
-    A constructor that takes `shape` makes a body, to which a head is added; any other makes a whole network or a body.
+    A constructor with an argument `shape` (that of one item) makes a body, to which a head is added. Any other makes a
+    whole network, whose last linear layer becomes the head, or a body.
     """
-    constructor = locate(target)
+    constructor = module_class(target)
     signature = inspect.signature(constructor)
     ours = "shape" in signature.parameters
     arguments = {**fields, "shape": shape} if ours else dict(fields)
-    _check_arguments(target, signature, arguments)
-    with seeded(seed):
+    _check_constructor(target, signature, arguments)
+    with global_seeds(seed):
         module = constructor(**arguments)
-        example = torch.rand(EXAMPLES, *shape)
+        example = torch.rand(TRIAL_ITEMS, *shape)
         split = add_head(module, example, outputs) if ours else split_head(module, example, outputs)
-        return build(split)
+        return functional_net(split)
 
 
-def build(split: Split) -> tuple[FunctionalNet, Params]:
+def functional_net(split: BodyAndHead) -> tuple[FunctionalNet, Params]:
     norms = tuple((name, layer) for name, layer in split.named_modules() if isinstance(layer, BatchNorm))
-    shares = Counter(layer.momentum for _, layer in norms)
-    momentum = shares.most_common(1)[0][0] if shares else 0.0
+    momenta = Counter(layer.momentum for _, layer in norms)
+    momentum = momenta.most_common(1)[0][0] if momenta else 0.0
     weights = {name: value.detach().clone() for name, value in split.named_parameters()}
-    return FunctionalNet(split, momentum, norms, tuple(_aliases(split))), weights
+    return FunctionalNet(split, momentum, norms, tuple(_places_of_shared_parameters(split))), weights
 
 
-def add_head(body: nn.Module, example: Tensor, outputs: int) -> Split:
+def add_head(body: nn.Module, example: Tensor, outputs: int) -> BodyAndHead:
     with torch.no_grad():
-        embedding = _forward(body, example)
+        embedding = _try_forward(body, example)
     if embedding.dim() != 2:
         raise ValueError(f"_target_: the body gives {tuple(embedding.shape)}; let it flatten to [batch, features]")
-    return Split(body, new_head(embedding.shape[1], outputs))
+    return BodyAndHead(body, zero_head(embedding.shape[1], outputs))
 
 
-def split_head(module: nn.Module, example: Tensor, outputs: int) -> Split:
-    """A third party's module with its last linear layer apart and its batch norms ours, proved to compute the same."""
+def split_head(module: nn.Module, example: Tensor, outputs: int) -> BodyAndHead:
+    """Takes the last linear layer of a third party's module as head, replaces its batch norms by ours, and checks that
+    the outputs stay the same.
+    """
     original = deepcopy(module).double()
-    before = _forward(original, example.double())
+    before = _try_forward(original, example.double())
     linears = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    _replace(module, _our_norm)
+    _replace_layers(module, _own_batch_norm)
     if linears:
         head = module.get_submodule(linears[-1])
         assert isinstance(head, nn.Linear)
-        _replace(module, lambda layer: nn.Identity() if layer is head else None)
-        split = Split(module, head)
+        _replace_layers(module, lambda layer: nn.Identity() if layer is head else None)
+        split = BodyAndHead(module, head)
     else:
         split = add_head(module, example, outputs)
-    after = _forward(deepcopy(split if linears else module).double(), example.double())
-    if after.shape != before.shape or not torch.allclose(after, before, rtol=TOLERANCE, atol=TOLERANCE):
-        if not torch.equal(before, _forward(original, example.double())):
+    after = _try_forward(deepcopy(split if linears else module).double(), example.double())
+    if after.shape != before.shape or not torch.allclose(after, before, rtol=TRIAL_TOLERANCE, atol=TRIAL_TOLERANCE):
+        if not torch.equal(before, _try_forward(original, example.double())):
             raise ValueError("_target_: two passes differ, so the module is random; set its drop-out fields to 0")
         raise ValueError(f"_target_: {linears[-1]} is not the last step; give a module that ends in a linear layer")
-    return split if split.head.out_features == outputs else Split(module, new_head(split.head.in_features, outputs))
+    return (
+        split if split.head.out_features == outputs else BodyAndHead(module, zero_head(split.head.in_features, outputs))
+    )
 
 
-def new_head(features: int, outputs: int) -> nn.Linear:
-    """Zero, so that no class is preferred before the support is seen; it helps MAML (Kao 2022, arXiv 2106.15367)."""
+def zero_head(features: int, outputs: int) -> nn.Linear:
+    """A head of zeros prefers no class before adaptation, which helps MAML (Kao 2022, arXiv 2106.15367)."""
     head = nn.Linear(features, outputs)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
 
 
-def locate(target: str) -> Callable[..., nn.Module]:
+def module_class(target: str) -> Callable[..., nn.Module]:
+    """The torch module class that `_target_` names."""
     room, _, name = target.rpartition(".")
     try:
-        found = getattr(quiet_import(room), name, None)
+        found = vars(quiet_import(room)).get(name)
     except ModuleNotFoundError as missing:
         raise ValueError(f"_target_={target}: no module {missing.name}; correct the name or install it") from None
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
@@ -158,19 +164,19 @@ def locate(target: str) -> Callable[..., nn.Module]:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """torch's and numpy's generators set to `seed`, and put back after; learn2learn initialises by both."""
-    kept = np.random.get_state()
+def global_seeds(seed: int) -> Iterator[None]:
+    """Context manager: seeds the global generators of torch and numpy (learn2learn uses both), and restores them."""
+    numpy_state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         try:
             yield
         finally:
-            np.random.set_state(kept)
+            np.random.set_state(numpy_state)
 
 
-def _check_arguments(target: str, signature: inspect.Signature, arguments: dict[str, Any]) -> None:
+def _check_constructor(target: str, signature: inspect.Signature, arguments: dict[str, object]) -> None:
     try:
         bound = signature.bind(**arguments)
     except TypeError as wrong:
@@ -182,18 +188,18 @@ def _check_arguments(target: str, signature: inspect.Signature, arguments: dict[
             raise ValueError(f"{name}={value}: drop-out has no place in pure functions; set it to 0.0")
 
 
-def _aliases(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Further places of parameters that several layers share; a layer with several names is one place."""
+def _places_of_shared_parameters(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """(place, name) for each further place of a parameter that several layers share. Its name is its first place."""
     first: dict[nn.Parameter, str] = {}
-    for room, layer in module.named_modules():
+    for path, layer in module.named_modules():
         for leaf, parameter in layer.named_parameters(recurse=False):
-            place = f"{room}.{leaf}"
+            place = f"{path}.{leaf}"
             name = first.setdefault(parameter, place)
             if name != place:
                 yield place, name
 
 
-def _forward(module: nn.Module, example: Tensor) -> Tensor:
+def _try_forward(module: nn.Module, example: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             out: Tensor = module(example)
@@ -204,7 +210,7 @@ def _forward(module: nn.Module, example: Tensor) -> Tensor:
     return out
 
 
-def _our_norm(layer: nn.Module) -> BatchNorm | None:
+def _own_batch_norm(layer: nn.Module) -> BatchNorm | None:
     if not isinstance(layer, _BatchNorm):
         return None
     if layer.momentum is None:
@@ -215,8 +221,8 @@ def _our_norm(layer: nn.Module) -> BatchNorm | None:
     return ours
 
 
-def _replace(module: nn.Module, by: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Puts by(layer) in place of each layer for which there is one; a layer registered twice stays one layer."""
+def _replace_layers(module: nn.Module, by: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Replaces each layer by by(layer) unless that is None. A layer that is registered twice stays one layer."""
     made: dict[nn.Module, nn.Module | None] = {}
     for parent in list(module.modules()):
         for name, child in parent.named_children():

@@ -13,34 +13,34 @@ CHANNELS_PER_GROUP = 16  # Wu and He 2018 (group normalisation), table 3: the be
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation by the statistics of its input, or by those put into `given`; what it used is left in `seen`.
+    """Batch normalisation by the statistics of its input, or by `fixed_stats`; `used_stats` are those of the last call.
 
-    The mean, the biased variance, gamma and beta are spelt out, since vmap over torch's own layer gives a wrong
-    second-order gradient. The variance kept is the biased one too: what was seen can be given back and changes nothing.
+    Mean, biased variance, gamma and beta are computed here, since vmap over torch's own layer gives a wrong
+    second-order gradient. `used_stats` hold the biased variance: used again as `fixed_stats` they give the same output.
     """
 
-    given: tuple[Tensor, Tensor] | None
-    seen: tuple[Tensor, Tensor] | None
+    fixed_stats: tuple[Tensor, Tensor] | None  # mean and variance of each channel
+    used_stats: tuple[Tensor, Tensor] | None
 
     def __init__(self, channels: int, eps: float, momentum: float, affine: bool) -> None:
         super().__init__()
         self.channels, self.eps, self.momentum = channels, eps, momentum
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
-        self.given = None
-        self.seen = None
+        self.fixed_stats = None
+        self.used_stats = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalised(x, *self.moments(x))
 
     def moments(self, x: Tensor, sign: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What to normalise by; `sign`: channels of x have theirs changed by it."""
-        if self.given is None:
+        """Mean and variance to normalise by. With `sign`, x is sign * y for each channel, and they are those of y."""
+        if self.fixed_stats is None:
             var, mean = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
             mean = mean if sign is None else mean * sign
         else:
-            mean, var = self.given
-        self.seen = (mean, var)
+            mean, var = self.fixed_stats
+        self.used_stats = (mean, var)
         return mean, var
 
     def normalised(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def require_positive(**sizes: int) -> None:
             raise ValueError(f"{name}={size}: need at least 1")
 
 
-def pool(maps_BDHW: Tensor, pooling: Literal["flatten", "mean"]) -> Tensor:
+def pool_maps(maps_BDHW: Tensor, pooling: Literal["flatten", "mean"]) -> Tensor:
     return maps_BDHW.mean(dim=(2, 3)) if pooling == "mean" else maps_BDHW.flatten(1)
 
 

@@ -18,7 +18,7 @@ from metarun.data.tasks.contracts import ClassificationData, TaskData, Tasks
 from metarun.engine.compile.cuda_graph import Captured
 from metarun.engine.vmap import Vmap
 from metarun.errors import ConfigError
-from metarun.models.functional import assemble as assemble_net
+from metarun.models.functional import build_net
 from metarun.train.outer import OuterStep, Update, as_launched, init_memories
 from metarun.train.state import State, learned
 from metarun.types import Engine, Meta, Net
@@ -56,7 +56,7 @@ def build_parts(config: RunConfig, data: TaskData) -> Parts:
     if config.algo.trains_on == "batches":
         outputs = cast(ClassificationData, data).num_training_classes
     try:
-        net, weights = assemble_net(config.model.path, dict(config.model.values), data.item_shape, outputs, config.seed)
+        net, weights = build_net(config.model.path, dict(config.model.values), data.item_shape, outputs, config.seed)
     except ValueError as error:
         raise ConfigError(f"model={config.choices['model']}: {error}") from error
     net.module.to(config.device)

@@ -1,48 +1,48 @@
-"""Conjugate gradients (Hestenes and Stiefel 1952) on dictionaries of tensors."""
+"""The conjugate gradient method (Hestenes and Stiefel 1952) on dictionaries of tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metarun.types import Params, Unroll
+from metarun.types import Params, StepIndex, Unroll
 
 
-class Search(NamedTuple):
+class CGCarry(NamedTuple):
     solution: Params
     residual: Params
     direction: Params
 
 
-def solved(system: Callable[[Params], Params], b: Params, num_steps: int, unroll: Unroll) -> Params:
-    """x of system(x) = b, `system` symmetric: from 0, exact after as many steps as x has numbers.
+def conjugate_gradient(matvec: Callable[[Params], Params], b: Params, num_steps: int, unroll: Unroll) -> Params:
+    """x of matvec(x) = b, where matvec is linear, symmetric and positive definite.
 
-    What is solved before the last step stays as it is: a step of 0 / 0 is none.
+    Starts from 0 and is exact after as many steps as x has numbers. Steps after convergence leave x as it is: their
+    length 0 / 0 counts as 0.
     """
 
-    def step(carry: Search, _consts: Any, _k: Any) -> Search:
+    def step(carry: CGCarry, _consts: tuple[()], _k: StepIndex) -> CGCarry:
         x, r, p = carry
-        product, squared = system(p), dot(r, r)
-        length = ratio(squared, dot(p, product))
-        x, r = plus(x, length, p), plus(r, -length, product)
-        return Search(x, r, plus(r, ratio(dot(r, r), squared), p))
+        product, squared = matvec(p), inner_product(r, r)
+        length = quotient_or_zero(squared, inner_product(p, product))
+        x, r = add_scaled(x, length, p), add_scaled(r, -length, product)
+        return CGCarry(x, r, add_scaled(r, quotient_or_zero(inner_product(r, r), squared), p))
 
-    nothing = {name: torch.zeros_like(value) for name, value in b.items()}
-    end: Search = unroll(step, Search(nothing, b, b), (), num_steps)
-    return end.solution
+    zero = {name: torch.zeros_like(value) for name, value in b.items()}
+    return unroll(step, CGCarry(zero, b, b), (), num_steps).solution
 
 
-def dot(a: Params, b: Params) -> Tensor:
+def inner_product(a: Params, b: Params) -> Tensor:
     return torch.stack([(value * b[name]).sum() for name, value in a.items()]).sum()
 
 
-def plus(a: Params, factor: Tensor, b: Params) -> Params:
+def add_scaled(a: Params, factor: Tensor, b: Params) -> Params:
     return {name: value + factor * b[name] for name, value in a.items()}
 
 
-def ratio(above: Tensor, below: Tensor) -> Tensor:
-    none = below == 0
-    return torch.where(none, 0, above / torch.where(none, 1, below))
+def quotient_or_zero(above: Tensor, below: Tensor) -> Tensor:
+    is_zero = below == 0
+    return torch.where(is_zero, 0, above / torch.where(is_zero, 1, below))

@@ -1,7 +1,7 @@
 """The relation module of Sung et al. 2018: two blocks and two dense layers that score pairs of embeddings.
 
-A block is a convolution (or, for embeddings without a map, a dense layer), batch norm, relu, and a 2x2 max-pool where
-the map is not a single pixel. Batch norm is over the pairs that count, spelt out as in layers.BatchNorm.
+A block is a convolution (for embeddings that are vectors: a dense layer), batch norm, relu, and a 2x2 max-pool where
+the map has more than one pixel. Batch norm is spelt out as in models/layers.py, over the pairs of present classes.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
-from metarun.algos.pieces.dense_lstm import dense, dense_init, generator, uniform
+from metarun.algos.pieces.dense_lstm import dense, dense_init, seeded_generator, uniform_like
 from metarun.types import Meta, Params
 
-BLOCKS = 2
-EPS = 1e-5  # torch's
+NUM_BLOCKS = 2
+NORM_EPS = 1e-5  # torch's
 
 
 def relation_init(seed: int, like: Tensor, size: int, channels: int | None, hidden: int) -> Meta:
-    """For embeddings of `size` numbers: maps of `channels`, or vectors."""
+    """Weights for embeddings of `size` numbers, which are maps of `channels` channels, or vectors (None)."""
     width, window = (size, ()) if channels is None else (channels, (3, 3))
     side = map_side(size, width)
     blocks: Params = {}
-    for i, inputs in enumerate([2 * width, *[width] * (BLOCKS - 1)]):
+    for i, inputs in enumerate([2 * width, *[width] * (NUM_BLOCKS - 1)]):
         bound = 1 / math.sqrt(inputs * math.prod(window))
-        blocks[f"{i}.weight"] = uniform(generator(seed + i), like, bound, width, inputs, *window)
+        blocks[f"{i}.weight"] = uniform_like(seeded_generator(seed + i), like, bound, width, inputs, *window)
         blocks[f"{i}.scale"], blocks[f"{i}.shift"] = like.new_ones(width), like.new_zeros(width)
         side = max(1, side // 2)
-    return {"blocks": blocks, "dense": dense_init(seed + BLOCKS, like, width * side**2, hidden, 1)}
+    return {"blocks": blocks, "dense": dense_init(seed + NUM_BLOCKS, like, width * side**2, hidden, 1)}
 
 
 def map_side(size: int, channels: int) -> int:
@@ -41,35 +41,38 @@ def map_side(size: int, channels: int) -> int:
     return side
 
 
-def relation(meta: Meta, pairs_PF: Tensor, counts_P: Tensor, stats: Params) -> tuple[Tensor, Params]:
-    """A score for each pair before the sigmoid, and the statistics that were used: `stats`, or the pairs' own."""
-    blocks, x, seen = meta["blocks"], pairs_PF, {}
+def relation_scores(meta: Meta, pairs_PF: Tensor, counts_P: Tensor, stats: Params) -> tuple[Tensor, Params]:
+    """g_P, the score of each pair before the sigmoid, and the statistics that were used: `stats`, or the pairs' own.
+
+    counts_P weights each pair in the statistics: 1, or 0 where its class is absent.
+    """
+    blocks, x, used = meta["blocks"], pairs_PF, {}
     convolutional = blocks["0.weight"].dim() == 4
     if convolutional:
         channels = blocks["0.weight"].shape[1]
         side = map_side(pairs_PF.shape[1], channels)
         x = x.reshape(-1, channels, side, side)
-    for i in range(BLOCKS):
+    for i in range(NUM_BLOCKS):
         weight = blocks[f"{i}.weight"]
         x = conv2d(x, weight, padding=1) if convolutional else linear(x, weight)
         moments = (stats[f"relation.{i}.mean"], stats[f"relation.{i}.var"]) if stats else _moments(x, counts_P)
-        seen[f"relation.{i}.mean"], seen[f"relation.{i}.var"] = moments
+        used[f"relation.{i}.mean"], used[f"relation.{i}.var"] = moments
         x = relu(_normalised(x, *moments, blocks[f"{i}.scale"], blocks[f"{i}.shift"]))
         x = max_pool2d(x, 2) if convolutional and x.shape[-1] > 1 else x
-    return dense(meta["dense"], x.flatten(1)).squeeze(1), seen
+    return dense(meta["dense"], x.flatten(1)).squeeze(1), used
 
 
-def relation_stats(meta: Meta) -> Params:
-    """Rows as in statistics.fresh_buffers: before anything was seen."""
-    rows: Params = {}
-    for i in range(BLOCKS):
+def fresh_relation_buffers(meta: Meta) -> Params:
+    """Stored statistics as in norm_statistics.fresh_buffers: mean 0, variance 1."""
+    stored: Params = {}
+    for i in range(NUM_BLOCKS):
         scale = meta["blocks"][f"{i}.scale"].unsqueeze(0)
-        rows[f"relation.{i}.mean"], rows[f"relation.{i}.var"] = torch.zeros_like(scale), torch.ones_like(scale)
-    return rows
+        stored[f"relation.{i}.mean"], stored[f"relation.{i}.var"] = torch.zeros_like(scale), torch.ones_like(scale)
+    return stored
 
 
 def _moments(x: Tensor, counts_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel over the pairs that count."""
+    """Mean and biased variance of each channel, over pairs weighted by counts_P."""
     x_PCM = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
     share_P11 = (counts_P / counts_P.sum()).reshape(-1, 1, 1)
     mean_C = (share_P11 * x_PCM).sum(dim=0).mean(dim=1)
@@ -79,5 +82,5 @@ def _moments(x: Tensor, counts_P: Tensor) -> tuple[Tensor, Tensor]:
 
 def _normalised(x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     broadcast = (-1,) + (1,) * (x.dim() - 2)
-    spread = scale * torch.rsqrt(var + EPS)
+    spread = scale * torch.rsqrt(var + NORM_EPS)
     return (x - mean.reshape(broadcast)) * spread.reshape(broadcast) + shift.reshape(broadcast)
