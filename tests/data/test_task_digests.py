@@ -18,6 +18,7 @@ from torch import Tensor
 from metarun.data.sources.glyphs import Glyphs
 from metarun.data.sources.mixture import Mixture
 from metarun.data.sources.sine import Sine
+from metarun.data.tasks import sampler
 from metarun.data.tasks.augment import Augment
 from metarun.data.tasks.contracts import ClassificationData, ClassSource, Rotations, Tasks
 from metarun.data.tasks.opening import open_classes, open_mixture
@@ -87,3 +88,9 @@ def _bytes(value: Tensor) -> bytes:
 @pytest.mark.parametrize("name", CASES)
 def test_task_i_is_the_task_that_it_was(name: str) -> None:
     assert digest(CASES[name]()) == STORED[name]
+
+
+def test_items_of_a_large_class_are_the_same_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are chosen by another algorithm, whose cost does not grow with the class."""
+    monkeypatch.setattr(sampler, "LARGE_CLASS", 1)
+    assert digest(labelled(Grouped()).tasks("train", shape(5, 1, 2), SEED)) == STORED["large classes"]

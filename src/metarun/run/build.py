@@ -46,7 +46,7 @@ def prepare(config: RunConfig, say: Callable[[str], None]) -> Parts:
 def open_data(config: RunConfig, say: Callable[[str], None]) -> TaskData:
     name = config.choices["data"]
     try:
-        return opening.open_data(config.data, config.device, DTYPE, say, config.augment, name)
+        return opening.open_source(config.data, config.device, DTYPE, say, config.augment, name)
     except DataError as error:
         raise ConfigError(f"data={name}: {error}") from error
 

@@ -74,7 +74,7 @@ class LabelledData:
         return ((x * self.items.std + self.items.mean).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def open_data(
+def open_source(
     source: DataSource, device: torch.device, dtype: torch.dtype, say: Say, augment: Augment | None, name: str
 ) -> TaskData:
     """Any source on a device. `name`: its name in the configuration."""

@@ -1,4 +1,4 @@
-"""Draws against a plain-integer computation, and their independence of everything but their number."""
+"""Random numbers of a task: equal to a computation in plain integers, and independent of the other tasks."""
 
 from __future__ import annotations
 
