@@ -1,4 +1,4 @@
-"""Every engine against the oracle in float64: meta-gradients, scores, buffers; each algorithm, model and norm mode."""
+"""Every engine against the oracle in float64: meta-gradients, scores, buffers; by algorithm, model and norm mode."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_chunks_change_nothing(which: str) -> None:
 @pytest.mark.parametrize("which", ["maml", "anil", "weights-only", "metasgd", "protonet"])
 @pytest.mark.parametrize("bn", ["batch", "support"])
 def test_meta_gradient_is_the_slope_of_the_meta_loss(which: str, bn: str) -> None:
-    """By differences along a random direction; tanh, since kinks spoil them."""
+    """By finite differences along a random direction; with tanh, since kinks spoil them."""
     algo = ALGOS[which](bn)
     net, weights = network("mlp-tanh")
     meta, episode = algo.init(net, weights, SEED), episodes("mlp-tanh")
@@ -213,7 +213,7 @@ def test_chunk_must_be_positive() -> None:
         ("l2l-cnn", "metasgd", "batch", "registered twice"),
     ],
 )
-def test_what_learn2learn_has_not_is_refused(name: str, which: str, bn: str, reason: str) -> None:
+def test_what_learn2learn_lacks_is_refused(name: str, which: str, bn: str, reason: str) -> None:
     net, _ = network(name)
     with pytest.raises(ValueError, match=reason):
         Learn2Learn().build(ALGOS[which](bn), net)
@@ -229,5 +229,5 @@ def test_what_learn2learn_has_not_is_refused(name: str, which: str, bn: str, rea
         ("mlp-sine", {"memory": "adjoint"}, 9),
     ],
 )
-def test_images_are_taken_as_many_at_a_time_as_is_best(name: str, fields: dict[str, Any], size: int) -> None:
+def test_chunk_auto_is_small_for_images_on_a_cpu(name: str, fields: dict[str, Any], size: int) -> None:
     assert Vmap("auto", **fields).chunk_size(episodes(name, tasks=9)) == size

@@ -1,4 +1,4 @@
-"""Stored graph, checkpoints and adjoint: the same derivatives of every inner loop, and what each keeps in memory."""
+"""Stored graph, checkpoints and adjoint: the same derivatives for every inner loop, and the memory that each takes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from support.live import Live
 from support.small import ALGOS, GRADIENT, SEED, distance, episodes, grown, maml, network
 
 EXACT = 1e-12
-REPLAYED = {"checkpoint": unroll_checkpoint, "adjoint": unroll_adjoint}
+RECOMPUTED = {"checkpoint": unroll_checkpoint, "adjoint": unroll_adjoint}
 VARIANTS = [(algo, bn) for algo in ALGOS for bn in ("batch", "running", "support")]
 VARIANTS += [(algo, "per_step") for algo in GRADIENT]
 
 
-@pytest.mark.parametrize("memory", REPLAYED)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_every_algorithm_has_the_gradient_of_the_stored_graph(name: str, kind: Kind, memory: UnrollMemory) -> None:
     algo, net, fresh, episode = prepared(name, kind)
@@ -42,7 +42,7 @@ def test_every_algorithm_has_the_gradient_of_the_stored_graph(name: str, kind: K
     assert not any(value.requires_grad for value in tree_leaves((found, found_aux)))
 
 
-@pytest.mark.parametrize("unroll", REPLAYED.values(), ids=REPLAYED)
+@pytest.mark.parametrize("unroll", RECOMPUTED.values(), ids=RECOMPUTED)
 @pytest.mark.parametrize(("which", "bn"), VARIANTS)
 def test_under_plain_autograd_too(which: str, bn: str, unroll: Unroll) -> None:
     algo = ALGOS[which](bn)
@@ -58,10 +58,10 @@ def test_under_plain_autograd_too(which: str, bn: str, unroll: Unroll) -> None:
     assert distance(aux.buffers, expected_aux.buffers) < EXACT
 
 
-@pytest.mark.parametrize("unroll", REPLAYED.values(), ids=REPLAYED)
+@pytest.mark.parametrize("unroll", RECOMPUTED.values(), ids=RECOMPUTED)
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_what_a_loop_may_carry(unroll: Unroll, steps: int) -> None:
-    """Numbers, nothing, whole numbers beside tensors; rates chosen by k; a mask in the consts; vmap, grad and nests."""
+def test_kinds_of_carry_and_consts(unroll: Unroll, steps: int) -> None:
+    """Carry: tensors, integer tensors, numbers, None. Consts: rates by k, a mask, a word. Under vmap of grad."""
 
     def step(carry: Any, consts: Any, k: StepIndex) -> Any:
         w, (count, word), nothing = carry
@@ -85,7 +85,7 @@ def test_what_a_loop_may_carry(unroll: Unroll, steps: int) -> None:
         assert torch.allclose(a, b, rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize("unroll", REPLAYED.values(), ids=REPLAYED)
+@pytest.mark.parametrize("unroll", RECOMPUTED.values(), ids=RECOMPUTED)
 def test_a_second_derivative_through_the_loop(unroll: Unroll) -> None:
     def loss(way: Unroll, w: Tensor, rates: Tensor) -> Tensor:
         end: Tensor = way(lambda w, rates, k: w - rates[k] * w.sin(), w, rates, 3)
@@ -108,8 +108,8 @@ def test_a_carry_must_keep_its_form() -> None:
         unroll_adjoint(grows, torch.ones(2), (), 1)
 
 
-def test_memory_grows_by_what_is_carried_alone() -> None:
-    """The stored graph keeps each step's activations; counted in bytes alive, above what one step needs."""
+def test_memory_grows_by_one_carry_a_step() -> None:
+    """Bytes alive at the peak, above those of one step. The stored graph keeps the activations of each step."""
     net, weights = network("conv4-pooled")
     episode = episodes("conv4-pooled", tasks=2)
 
@@ -128,6 +128,6 @@ def test_memory_grows_by_what_is_carried_alone() -> None:
     assert graph > 10 * adjoint
 
 
-def test_memory_must_be_one_there_is() -> None:
+def test_an_unknown_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="memory=none: choose one of graph, checkpoint, adjoint"):
         Vmap(None, "none", "off")  # type: ignore[arg-type]
