@@ -43,6 +43,7 @@ SHARED: dict[str, Any] = {
     "bn": "batch",
     "bn_weights": "shared",
 }
+ENGINE = Vmap(chunk=None, memory="graph", compile="off", cuda_graph="off")
 LEARNED = L2O(**SHARED, steps=HORIZON, inner_lr=0.1, multi_step_loss_until=10**9, hidden=20, p=10.0, descent=0.0)
 DESCENT = MAML(**SHARED, steps=HORIZON, inner_lr=0.1, multi_step_loss_until=0, rates="fixed")
 
@@ -65,7 +66,7 @@ def trained(seed: int, meta_steps: int) -> Iterator[tuple[int, float, Meta]]:
     """What is learned, every now and then: step, mean loss along the way, and the optimizer."""
     net, start = zero_net()
     meta = LEARNED.init(net, start["weights"], seed)
-    engine = Vmap(None).build(LEARNED, net)
+    engine = ENGINE.build(LEARNED, net)
     parameters = [value for entry, group in meta.items() if entry != "weights" for value in group.values()]
     outer = torch.optim.Adam(parameters, lr=LR)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(outer, meta_steps)
@@ -85,7 +86,7 @@ def losses(algo: Descent[RuleState], meta: Meta, functions: Episode, steps: int)
     net, _ = zero_net()
     if not steps:
         return functions.query.y.square().sum(dim=(1, 2))
-    out = Vmap(None).build(replace(algo, test_steps=steps), net).scores(meta, functions)
+    out = ENGINE.build(replace(algo, test_steps=steps), net).scores(meta, functions)
     return (out - functions.query.y).square().sum(dim=(1, 2))
 
 

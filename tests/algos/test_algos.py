@@ -15,9 +15,9 @@ from metarun.algos.pieces.minibatches import minibatch_rows
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import Reptile
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import Batch, Episode, Params
+from support.engines import vmap_engine
 from support.small import ALGOS, GRADIENT, SEED, SHOTS, WAYS, distance, episodes, grown, maml, metasgd, network
 
 MAML_ONE = maml("batch", steps=1, test_steps=1)
@@ -49,7 +49,7 @@ def test_one_step_of_maml_on_logistic_regression() -> None:
     episode = Episode(Batch(x[0], y[0]), Batch(x[1], y[1]), torch.tensor([0]))
     for derivatives, expected in (("second", second), ("first", at_adapted)):
         algo = replace(MAML_ONE, derivatives=derivatives, inner_lr=alpha)  # type: ignore[arg-type]  # a choice from a list is a str
-        found = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)[0]["weights"]
+        found = vmap_engine(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)[0]["weights"]
         assert distance(torch.cat([found["head.weight"], found["head.bias"][:, None]], 1), expected) < 1e-13
 
 
@@ -57,7 +57,7 @@ def test_first_order_is_the_gradient_at_the_adapted_weights() -> None:
     net, weights = network("conv4-strided")
     episode = one_task("conv4-strided")
     algo = maml("batch", steps=3, derivatives="first", loss_reduction="sum_over_ways")
-    found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), stacked(episode), 0)
+    found, _ = vmap_engine(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), stacked(episode), 0)
     adapted = algo.adapted(net, algo.init(net, weights, SEED), episode.support, unroll_graph)
     leaves = {name: value.detach().requires_grad_() for name, value in adapted.weights.items()}
     loss = cross_entropy(net(leaves, episode.query.x)[0], episode.query.y)
@@ -69,7 +69,7 @@ def test_first_order_is_the_gradient_at_the_adapted_weights() -> None:
 def test_metasgd_of_equal_rates_is_maml(derivatives: str) -> None:
     net, weights = network("conv4-strided")
     one, other = maml("batch", derivatives=derivatives), metasgd("batch", derivatives=derivatives)
-    a, b = (Vmap(None).build(algo, net) for algo in (one, other))
+    a, b = (vmap_engine(None).build(algo, net) for algo in (one, other))
     episode = episodes("conv4-strided")
     expected = a.meta_grad(one.init(net, weights, SEED), episode, 0)[0]["weights"]
     found = b.meta_grad(other.init(net, weights, SEED), episode, 0)[0]
@@ -101,7 +101,8 @@ def test_one_pass_of_the_body_serves_all_steps_of_anil(bn: str) -> None:
     metas[1]["rates"]["body.blocks.0.norm.weight"] *= 0
     episode = episodes("conv4-strided")
     (a, aux_a), (b, aux_b) = (
-        Vmap(None).build(algo, net).meta_grad(meta, episode, 0) for algo, meta in zip((short, long), metas, strict=True)
+        vmap_engine(None).build(algo, net).meta_grad(meta, episode, 0)
+        for algo, meta in zip((short, long), metas, strict=True)
     )
     assert distance(a["weights"], b["weights"]) < 1e-13
     assert distance(aux_a.buffers, aux_b.buffers) < 1e-13
@@ -112,7 +113,7 @@ def test_reptile_moves_towards_the_adapted_weights() -> None:
     net, weights = network("mlp")
     episode = one_task("mlp")
     algo = Reptile(4, 4, 0.2, None, None, "sgd", "batch")
-    found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), stacked(episode), 0)
+    found, _ = vmap_engine(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), stacked(episode), 0)
     x = torch.cat([episode.support.x, episode.query.x])
     y = torch.cat([episode.support.y, episode.query.y])
     w = {name: value.clone().requires_grad_() for name, value in weights.items()}
@@ -238,7 +239,7 @@ def test_sum_over_ways_is_a_step_as_many_times_as_long() -> None:
     a = maml("batch", inner_lr=0.1, loss_reduction="sum_over_ways")
     b = maml("batch", inner_lr=0.1 * WAYS)
     found, expected = (
-        Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episodes("conv4-strided"), 0)[0]
+        vmap_engine(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episodes("conv4-strided"), 0)[0]
         for algo in (a, b)
     )
     assert distance(found, expected) < 1e-13

@@ -18,10 +18,10 @@ from metarun.cli.main import main
 from metarun.config.compose import compose
 from metarun.config.schema import load
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.errors import ConfigError
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
 from support import oracle
+from support.engines import vmap_engine
 from support.labelled import IMAGES, opened
 from support.runs import TINY, only_run
 from support.shapes import shape
@@ -176,7 +176,7 @@ def test_training_is_plain_cross_entropy(name: str, bn: str) -> None:
     algo, net, meta, task = prepared(name, bn)
     support, query = (Batch(part.x[None], part.y[None]) for part in (task.support, task.query))
     episode = Episode(support, query, task.index[None])
-    found, aux = Vmap(None).build(algo, net).meta_grad(meta, episode, 0)
+    found, aux = vmap_engine(None).build(algo, net).meta_grad(meta, episode, 0)
     w = {key: value.clone().requires_grad_() for key, value in meta["weights"].items()}
     x, y = torch.cat([task.support.x, task.query.x]), torch.cat([task.support.y, task.query.y])
     z, seen = embed(w, x, None)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from metarun.algos.cavia import CAVIA
 from metarun.engine.task_axis import tasks
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.models.functional import BodyAndHead, functional_net
 from metarun.types import Episode, Meta, Params
 from support import oracle
+from support.engines import vmap_engine
 from support.small import SEED, SHOTS, WAYS, descent, distance, episodes, network
 
 CONTEXT = 4
@@ -84,7 +84,7 @@ def test_meta_gradients_of_the_weights_and_of_the_conditioning(
     net, weights = network(name)
     algo = cavia(condition, derivatives=derivatives)
     meta, stack = algo.init(net, weights, SEED), episodes(name)
-    found, aux = Vmap(None).build(algo, net).meta_grad(meta, stack, 0)
+    found, aux = vmap_engine(None).build(algo, net).meta_grad(meta, stack, 0)
     theta, w = leaves(weights), leaves(meta["context"])
     losses = []
     for task in tasks(stack):
@@ -142,7 +142,7 @@ def test_norms_of_every_step_are_conditioned_as_the_shared_one(bn: str) -> None:
     shared, rows = (cavia(bn=bn, test_steps=2, bn_weights=which) for which in ("shared", "per_step"))
     metas = [algo.init(net, weights, SEED) for algo in (shared, rows)]
     stack = episodes("conv4-strided")
-    engines = [Vmap(None).build(algo, net) for algo in (shared, rows)]
+    engines = [vmap_engine(None).build(algo, net) for algo in (shared, rows)]
     expected, found = (engine.meta_grad(meta, stack, 0)[0] for engine, meta in zip(engines, metas, strict=True))
     assert NORM + ".weight" not in metas[1]["weights"]
     summed = {**found["weights"], **{name: value.sum(0) for name, value in found["norms"].items()}}

@@ -17,9 +17,9 @@ from metarun.config.compose import compose
 from metarun.config.convert import values_of
 from metarun.engine.loop import Loop
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.types import BUFFERS, Kind
 from support.contract import CASES, NAMES, NETS, algorithm, algorithm_class, first, prepared, values
+from support.engines import vmap_engine
 from support.small import WAYS, distance, network
 
 
@@ -81,7 +81,7 @@ def test_shapes_and_types(name: str, kind: Kind, dtype: torch.dtype) -> None:
 def test_it_is_pure_and_deterministic(name: str, kind: Kind) -> None:
     algo, net, meta, episode = prepared(name, kind)
     kept = deepcopy((meta, episode))
-    engine = Vmap(None).build(algo, net)
+    engine = vmap_engine(None).build(algo, net)
     runs = [(engine.meta_grad(meta, episode, 3), engine.scores(meta, episode)) for _ in range(2)]
     assert same(runs[0], runs[1])
     assert same((meta, episode), kept)
@@ -90,7 +90,7 @@ def test_it_is_pure_and_deterministic(name: str, kind: Kind) -> None:
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_every_learned_number_has_a_gradient(name: str, kind: Kind) -> None:
     algo, net, meta, episode = prepared(name, kind)
-    grads, aux = Vmap(None).build(algo, net).meta_grad(meta, episode, 0)
+    grads, aux = vmap_engine(None).build(algo, net).meta_grad(meta, episode, 0)
     assert {entry: group.keys() for entry, group in grads.items()} == {
         entry: group.keys() for entry, group in meta.items() if entry != BUFFERS
     }
@@ -104,7 +104,7 @@ def test_every_learned_number_has_a_gradient(name: str, kind: Kind) -> None:
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_the_engines_agree(name: str, kind: Kind) -> None:
     algo, net, meta, episode = prepared(name, kind)
-    batched, single = Vmap(2).build(algo, net), Loop().build(algo, net)
+    batched, single = vmap_engine(2).build(algo, net), Loop().build(algo, net)
     (found, found_aux), (expected, aux) = (engine.meta_grad(meta, episode, 0) for engine in (batched, single))
     assert distance(found, expected) < 1e-10
     assert distance(found_aux.metrics, aux.metrics) < 1e-10
@@ -116,7 +116,7 @@ def test_tasks_do_not_know_of_each_other(name: str, kind: Kind) -> None:
     algo, net, meta, episode = prepared(name, kind)
     order = torch.tensor([2, 0, 1])
     shuffled = tree_map(lambda stack: stack[order], episode)
-    engine = Vmap(None).build(algo, net)
+    engine = vmap_engine(None).build(algo, net)
     assert distance(engine.scores(meta, shuffled), engine.scores(meta, episode)[order]) < 1e-10
     assert distance(engine.meta_grad(meta, shuffled, 0)[0], engine.meta_grad(meta, episode, 0)[0]) < 1e-10
 
@@ -125,6 +125,6 @@ def test_tasks_do_not_know_of_each_other(name: str, kind: Kind) -> None:
 def test_scores_keep_no_graph(name: str, kind: Kind) -> None:
     algo, net, meta, episode = prepared(name, kind)
     learned = {e: {n: v.clone().requires_grad_(e != BUFFERS) for n, v in group.items()} for e, group in meta.items()}
-    for engine in (Vmap(None), Loop()):
+    for engine in (vmap_engine(None), Loop()):
         assert engine.build(algo, net).scores(learned, episode).grad_fn is None
         assert not any(v.requires_grad for v in tree_leaves(engine.build(algo, net).meta_grad(learned, episode, 0)))

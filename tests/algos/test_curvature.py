@@ -14,9 +14,9 @@ from metarun.algos.kfo import KFO
 from metarun.algos.metacurvature import MetaCurvature
 from metarun.engine.learn2learn import Learn2Learn
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.types import BUFFERS, Episode, Meta, Params
 from support import oracle
+from support.engines import vmap_engine
 from support.small import ALGOS, MODELS, SEED, descent, distance, episodes, flat, grown, maml, metasgd, network
 
 Fields = dict[str, Any]
@@ -178,12 +178,12 @@ def test_before_it_has_learned_it_is_maml(which: str, bn: str, changes: Fields) 
     a, b = one.init(net, weights, SEED), other.init(net, weights, SEED)
     episode = episodes("conv4-strided")
     (expected, aux), (found, found_aux) = (
-        Vmap(None).build(algo, net).meta_grad(grown(meta), episode, 4) for algo, meta in ((one, a), (other, b))
+        vmap_engine(None).build(algo, net).meta_grad(grown(meta), episode, 4) for algo, meta in ((one, a), (other, b))
     )
     (entry,) = found.keys() - expected.keys()
     assert distance({e: g for e, g in found.items() if e != entry}, expected) < 1e-13
     assert distance(found_aux.buffers, aux.buffers) < 1e-13
-    scores = [Vmap(None).build(algo, net).scores(grown(meta), episode) for algo, meta in ((one, a), (other, b))]
+    scores = [vmap_engine(None).build(algo, net).scores(grown(meta), episode) for algo, meta in ((one, a), (other, b))]
     assert distance(scores[1], scores[0]) < 1e-13
 
 
@@ -197,7 +197,9 @@ def test_the_order_changes_on_the_way(which: str) -> None:
     )
     meta, episode = learned(late.init(net, weights, SEED)), episodes("mlp")
     for step, expected in ((4, first), (5, second)):
-        found, target = (Vmap(None).build(algo, net).meta_grad(meta, episode, step)[0] for algo in (late, expected))
+        found, target = (
+            vmap_engine(None).build(algo, net).meta_grad(meta, episode, step)[0] for algo in (late, expected)
+        )
         assert distance(found, target) < 1e-13
 
 
@@ -220,7 +222,7 @@ def test_after_it_has_learned_it_is_a_dense_matrix(which: str, name: str, change
     # At meta-step 4 of 10 the loss after the first of two steps counts for 1/2 * (1 - 4/10).
     shares = [0.3, 0.7] if algo.multi_step_loss_until else [0.0] * (algo.steps - 1) + [1.0]
     gradient, scores = expected.gradient(episode, shares), expected.scores(episode)
-    engine = Vmap(None).build(algo, net)
+    engine = vmap_engine(None).build(algo, net)
     found, _ = engine.meta_grad(meta, episode, 4)
     assert distance(found[expected.entry], gradient[expected.entry]) < 1e-12
     assert distance(found, gradient) < 1e-12
@@ -266,7 +268,7 @@ def test_learn2learn_adapts_the_body_alone(name: str, derivatives: str) -> None:
 def compare(algo: Any, name: str) -> None:
     net, weights = network(name)
     meta, episode = learned(algo.init(net, weights, SEED)), episodes(name, tasks=2)
-    ours, theirs = Vmap(None).build(algo, net), Learn2Learn().build(algo, net)
+    ours, theirs = vmap_engine(None).build(algo, net), Learn2Learn().build(algo, net)
     (found, aux), (expected, expected_aux) = (engine.meta_grad(meta, episode, 0) for engine in (ours, theirs))
     assert found.keys() == expected.keys()
     for entry in found:

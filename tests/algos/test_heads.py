@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from metarun.algos.metaoptnet import MetaOptNet
 from metarun.algos.r2d2 import R2D2
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import Batch, Episode, Params
+from support.engines import vmap_engine
 from support.noise import noise
 from support.small import SEED, distance, episodes, network
 
@@ -71,7 +71,7 @@ def test_the_meta_gradient_of_ridge_regression() -> None:
     episode = episodes("conv4-strided")
     meta = RIDGE.init(net, weights, SEED)
     meta["solver"]["l"] += 0.3  # where exp(l) is no longer 1 + l
-    found, aux = Vmap(2).build(RIDGE, net).meta_grad(meta, episode, 0)
+    found, aux = vmap_engine(2).build(RIDGE, net).meta_grad(meta, episode, 0)
     body = {n: w.clone().requires_grad_() for n, w in weights.items() if n.startswith("body.")}
     ell, alpha = torch.tensor(0.3, dtype=torch.float64, requires_grad=True), torch.tensor(3.0).double().requires_grad_()
     losses = []
@@ -166,7 +166,7 @@ def test_single_precision_is_enough(features: int) -> None:
 def test_the_meta_gradient_of_the_machine_is_that_of_differences(smoothing: float) -> None:
     net, weights = network("conv4-strided")
     episode, algo = episodes("conv4-strided"), replace(SVM, smoothing=smoothing, qp_steps=30)
-    engine, meta = Vmap(None).build(algo, net), algo.init(net, weights, SEED)
+    engine, meta = vmap_engine(None).build(algo, net), algo.init(net, weights, SEED)
     found, _ = engine.meta_grad(meta, episode, 0)
     direction = {n: noise(250 + i, *w.shape) for i, (n, w) in enumerate(meta["weights"].items())}
 

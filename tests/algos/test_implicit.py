@@ -14,10 +14,10 @@ from metarun.algos.imaml import IMAML
 from metarun.algos.pieces.conjugate_gradient import conjugate_gradient
 from metarun.engine.loop import Loop
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import BUFFERS, Batch, Episode, Params
 from support import oracle
+from support.engines import vmap_engine
 from support.live import Live
 from support.small import MODELS, SEED, SHOTS, WAYS, distance, episodes, maml, network
 
@@ -33,7 +33,7 @@ def test_on_a_quadratic_the_gradient_is_exact(damping: float) -> None:
     x, y = torch.randn(2, 1, 5, 3, generator=dice).double(), torch.randn(2, 1, 5, 2, generator=dice).double()
     algo = replace(PLAIN, proximal=0.7, inner_lr=0.4, steps=100, cg_steps=8, cg_damping=damping)
     episode = Episode(Batch(x[0], y[0]), Batch(x[1], y[1]), torch.tensor([0]))
-    found, aux = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)
+    found, aux = vmap_engine(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)
 
     wide_s, wide_q = (torch.cat([rows[0], torch.ones(5, 1).double()], 1) for rows in x)
     hessian = 2 * wide_s.T @ wide_s / y[0].numel()
@@ -61,7 +61,7 @@ def test_the_dense_system_at_the_adapted_weights(name: str, bn: str, adapt: str)
     net, weights = network(name)
     algo = replace(PLAIN, adapt=(adapt,), bn=bn, cg_damping=0.3, loss_reduction="sum_over_ways")  # type: ignore[arg-type]  # a choice
     meta, task = algo.init(net, weights, SEED), one_task(name)
-    found, aux = Vmap(None).build(algo, net).meta_grad(meta, episodes(name, tasks=1), 0)
+    found, aux = vmap_engine(None).build(algo, net).meta_grad(meta, episodes(name, tasks=1), 0)
     scale = 1 if name == "mlp-sine" else WAYS
     moving = [n for n in weights if n in matched(weights, adapt)]
     fixed = [n for n in weights if n not in moving]
@@ -95,7 +95,7 @@ def test_it_is_the_limit_of_differentiating_through_the_descent(adapt: str) -> N
     net, weights = network(name)
     algo = replace(PLAIN, adapt=(adapt,), steps=120)
     task = one_task(name)
-    found, _ = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episodes(name, tasks=1), 0)
+    found, _ = vmap_engine(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episodes(name, tasks=1), 0)
     theta = {n: value.clone().requires_grad_() for n, value in weights.items()}
     w = dict(theta)
     moving = matched(weights, adapt)
@@ -123,7 +123,7 @@ def test_the_pull_at_test_has_its_own_strength(bn: str) -> None:
         if bn == "support":
             stats = forward(name)(w, task.x_s, None)[1]
         expected = forward(name)(w, task.x_q, stats or None)[0]
-        assert distance(Vmap(None).build(algo, net).scores(meta, episodes(name, tasks=1))[0], expected) < 1e-12
+        assert distance(vmap_engine(None).build(algo, net).scores(meta, episodes(name, tasks=1))[0], expected) < 1e-12
 
 
 def test_permuted_support_rows() -> None:
@@ -132,7 +132,7 @@ def test_permuted_support_rows() -> None:
     episode = episodes("mlp-batch")
     order = torch.randperm(WAYS * SHOTS, generator=torch.Generator().manual_seed(0))
     shuffled = episode._replace(support=Batch(episode.support.x[:, order], episode.support.y[:, order]))
-    engine, meta = Vmap(None).build(algo, net), algo.init(net, weights, SEED)
+    engine, meta = vmap_engine(None).build(algo, net), algo.init(net, weights, SEED)
     assert distance(engine.scores(meta, shuffled), engine.scores(meta, episode)) < 1e-12
     assert distance(engine.meta_grad(meta, shuffled, 0)[0], engine.meta_grad(meta, episode, 0)[0]) < 1e-12
 
@@ -168,7 +168,7 @@ def test_a_solved_system_stays_solved(dtype: torch.dtype) -> None:
     assert found[3].abs().max() <= 1.1e-30 * b.abs().max()
 
 
-@pytest.mark.parametrize("engine", [Vmap(None), Loop()], ids=["vmap", "loop"])
+@pytest.mark.parametrize("engine", [vmap_engine(None), Loop()], ids=["vmap", "loop"])
 def test_inner_steps_cost_no_memory(engine: Any) -> None:
     """And MAML's do, by the same measure."""
     net, weights = network("mlp")

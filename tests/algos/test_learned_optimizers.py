@@ -19,9 +19,9 @@ from metarun.algos.lstm import LSTM
 from metarun.algos.pieces.coordinatewise import log_and_sign
 from metarun.algos.pieces.dense_lstm import lstm_cell, lstm_init
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.types import Batch, Episode, Meta, Params
 from support import oracle
+from support.engines import vmap_engine
 from support.small import MODELS, SEED, descent, distance, episodes, network
 
 NET, RATE, HIDDEN, P = "conv4-strided", 0.3, 5, 10.0
@@ -158,7 +158,7 @@ def test_held_open_it_is_gradient_descent(algo: Descent[Any]) -> None:
     meta = as_descent(algo, weights)
     found = algo.adapted(net, meta, task.support, unroll_graph).weights
     assert distance(found, descended(weights, task.support, 4)) < 1e-12
-    grads, _ = Vmap(None).build(algo, net).meta_grad(meta, stack, 0)
+    grads, _ = vmap_engine(None).build(algo, net).meta_grad(meta, stack, 0)
     end = descended(weights, task.support, 3)
     ends = torch.autograd.grad(loss(end, task.query), list(end.values()))
     assert distance(grads["weights"], dict(zip(end, ends, strict=True))) < 1e-12  # first-order MAML's
@@ -186,7 +186,7 @@ def test_lstm_is_what_its_equations_say(derivatives: str, adapt: tuple[str, ...]
     by_hand = ravi_by_hand(held, task.support, names, 3, derivatives == "first")
     assert distance(algo.adapted(net, meta, task.support, unroll_graph).weights, by_hand) < 1e-12
     expected = gradient_of(loss(by_hand, task.query), held)
-    found, _ = Vmap(None).build(algo, net).meta_grad(meta, stack, 0)
+    found, _ = vmap_engine(None).build(algo, net).meta_grad(meta, stack, 0)
     for entry, group in expected.items():
         assert distance(found[entry], group) < 1e-10, entry
 
@@ -217,7 +217,7 @@ def test_l2o_is_what_its_equations_say(
     outer = task.support if outer_loss_on == "support" else task.query
     counted = path if along else path[-1:]
     expected = gradient_of(torch.stack([loss(weights, outer) for weights in counted]).mean(), held)
-    found, _ = Vmap(None).build(algo, net).meta_grad(meta, stack, 5)
+    found, _ = vmap_engine(None).build(algo, net).meta_grad(meta, stack, 5)
     for entry, group in expected.items():
         assert distance(found[entry], group) < (1e-7 if along else 1e-10), entry  # the shares fall by 5e-9
 

@@ -15,10 +15,10 @@ from metarun.algos.maml import MAML
 from metarun.config.compose import compose
 from metarun.config.schema import load
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.train.outer import OuterStep
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
 from support import oracle
+from support.engines import vmap_engine
 from support.small import MODELS, SEED, distance, episodes, flat, grown, maml, network
 
 NET = "conv4-strided"
@@ -64,7 +64,7 @@ def one() -> tuple[Episode, Episode]:
 
 
 def found(algo: MAML, meta: Meta, step: int) -> Meta:
-    return Vmap(None).build(algo, network(NET)[0]).meta_grad(meta, one()[0], step)[0]
+    return vmap_engine(None).build(algo, network(NET)[0]).meta_grad(meta, one()[0], step)[0]
 
 
 def constant_rates(names: list[str]) -> dict[str, float]:
@@ -201,7 +201,7 @@ def test_statistics_of_each_step_at_test() -> None:
         w = {n: (v - RATE * g).detach().requires_grad_() for (n, v), g in zip(w.items(), gradients, strict=True)}
     last = {name: rows[2] for name, rows in meta[BUFFERS].items()}
     expected = forward({**w, **rows_of(meta, 2)}, task.query.x, last)[0].detach()
-    assert distance(Vmap(None).build(algo, net).scores(meta, stack)[0], expected) < 1e-12
+    assert distance(vmap_engine(None).build(algo, net).scores(meta, stack)[0], expected) < 1e-12
 
 
 @pytest.mark.parametrize("multi_step_loss_until", [0, 10])
@@ -259,7 +259,7 @@ def test_everything_at_once_has_the_slope_of_its_loss() -> None:
 
     h = 1e-4
     slope = (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h)
-    exact = flat(Vmap(None).build(algo, net).meta_grad(meta, stack, 3)[0]) @ flat(way)
+    exact = flat(vmap_engine(None).build(algo, net).meta_grad(meta, stack, 3)[0]) @ flat(way)
     assert abs(slope - exact) < 1e-7 * abs(exact)
 
 

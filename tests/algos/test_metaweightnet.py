@@ -10,9 +10,9 @@ from torch import Tensor
 
 from metarun.algos.metaweightnet import MetaWeightNet
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.types import Batch, Episode, Meta, Params
 from support import oracle
+from support.engines import vmap_engine
 from support.small import MODELS, SEED, descent, distance, episodes, flat, maml, network
 
 NET = "conv4-strided"
@@ -62,7 +62,7 @@ def test_two_steps_by_hand(reduction: str) -> None:
     outer = oracle.objective(forward(w, task.query.x), task.query.y)
     gradients = iter(torch.autograd.grad(outer, [v for group in leaves.values() for v in group.values()]))
     expected = {entry: {name: next(gradients) for name in group} for entry, group in leaves.items()}
-    found, aux = Vmap(None).build(algo, net).meta_grad(meta, stack, 0)
+    found, aux = vmap_engine(None).build(algo, net).meta_grad(meta, stack, 0)
     assert torch.allclose(aux.metrics["loss"], outer, rtol=1e-12)
     assert distance(found["weights"], expected["weights"]) < 1e-10
     assert distance(found["weighting"], expected["weighting"]) < 1e-10
@@ -75,12 +75,12 @@ def test_equal_weights_are_maml(bn: str) -> None:
     last = {name: torch.zeros_like(v) if name.startswith("1.") else v for name, v in meta["weighting"].items()}
     plain = maml(bn, inner_lr=RATE)
     alone = {entry: group for entry, group in meta.items() if entry != "weighting"}
-    found, found_aux = Vmap(None).build(algo, net).meta_grad({**meta, "weighting": last}, stack, 0)
-    expected, aux = Vmap(None).build(plain, net).meta_grad(alone, stack, 0)
+    found, found_aux = vmap_engine(None).build(algo, net).meta_grad({**meta, "weighting": last}, stack, 0)
+    expected, aux = vmap_engine(None).build(plain, net).meta_grad(alone, stack, 0)
     assert distance(found["weights"], expected["weights"]) < 1e-12
     assert distance(found_aux.buffers, aux.buffers) < 1e-12
-    a = Vmap(None).build(algo, net).scores({**meta, "weighting": last}, stack)
-    assert distance(a, Vmap(None).build(plain, net).scores(alone, stack)) < 1e-12
+    a = vmap_engine(None).build(algo, net).scores({**meta, "weighting": last}, stack)
+    assert distance(a, vmap_engine(None).build(plain, net).scores(alone, stack)) < 1e-12
 
 
 def test_an_item_that_weighs_nothing_is_not_there() -> None:

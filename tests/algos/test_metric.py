@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy, max_pool2d, one_hot
 from metarun.algos.matching import Matching
 from metarun.algos.relation import Relation
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.models.functional import BodyAndHead, FunctionalNet, functional_net
 from metarun.types import BUFFERS, Batch, Meta, Params
+from support.engines import vmap_engine
 from support.small import SEED, distance, episodes, network
 
 PLAIN = Matching(context="none", processing_steps=3, scale=2.0, bn="batch")
@@ -83,7 +83,7 @@ def test_a_sharp_attention_neither_over_nor_underflows() -> None:
     algo = replace(PLAIN, scale=1e4)
     net, weights = network("conv4-strided")
     episode = episodes("conv4-strided")
-    grads, aux = Vmap(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)
+    grads, aux = vmap_engine(None).build(algo, net).meta_grad(algo.init(net, weights, SEED), episode, 0)
     assert all(value.isfinite().all() for value in (*grads["weights"].values(), aux.metrics["loss"]))
 
 
@@ -189,7 +189,7 @@ def test_meta_gradients_are_those_of_plain_autograd(which: str) -> None:
     name = "conv4-pooled" if which == "maps" else "conv4-strided"
     net, weights = network(name)
     episode, meta = episodes(name), algo.init(net, weights, SEED)
-    found, aux = Vmap(2).build(algo, net).meta_grad(meta, episode, 0)
+    found, aux = vmap_engine(2).build(algo, net).meta_grad(meta, episode, 0)
     leaves = {e: {n: v.clone().requires_grad_() for n, v in group.items()} for e, group in meta.items()}
     losses = []
     for t in range(len(episode.index)):
@@ -226,7 +226,7 @@ def test_running_statistics_of_the_pairs() -> None:
     algo = replace(VECTORS, bn="running")
     net, weights = network("conv4-strided")
     episode, meta = episodes("conv4-strided", tasks=1), algo.init(net, weights, SEED)
-    _, aux = Vmap(None).build(algo, net).meta_grad(meta, episode, 0)
+    _, aux = vmap_engine(None).build(algo, net).meta_grad(meta, episode, 0)
     assert aux.buffers.keys() == meta[BUFFERS].keys()
     z_s, z_q = (net.embed(weights, part.x[0])[0] for part in (episode.support, episode.query))
     sums = torch.stack([z_s[episode.support.y[0] == n].sum(0) for n in range(WAYS)])

@@ -17,10 +17,10 @@ from metarun.data.store.pool import Pool
 from metarun.data.tasks import random_bits, sampler
 from metarun.data.tasks.contracts import Rotations
 from metarun.data.tasks.opening import LabelledData, open_classes
-from metarun.engine.vmap import Vmap
 from metarun.train.loop import mean_over_shapes
 from metarun.train.state import learned
 from metarun.types import Split
+from support.engines import vmap_engine
 from support.grouped import Grouped
 from support.runs import TINY, only_run
 from support.shapes import shape
@@ -176,7 +176,7 @@ def test_a_meta_batch_of_varied_shapes_has_the_mean_gradient_of_its_tasks_one_by
     net, weights = network("conv4-strided")
     algo = ALGOS["protonet"](bn)
     meta = algo.init(net, weights, SEED)
-    engine = Vmap(chunk=None).build(algo, net)
+    engine = vmap_engine(chunk=None).build(algo, net)
     data = open_classes(Pictures(), torch.device("cpu"), torch.float64, lambda _: None)
     tasks = data.tasks("test", VARIED, 0)
     parts = tasks.by_shape(torch.arange(12))

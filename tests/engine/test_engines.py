@@ -15,11 +15,11 @@ from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import Reptile
 from metarun.engine.learn2learn import Learn2Learn
 from metarun.engine.loop import Loop
-from metarun.engine.vmap import Vmap
 from metarun.models.functional import FunctionalNet, module_class
 from metarun.models.layers import BatchNorm
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
 from support import oracle
+from support.engines import vmap_engine
 from support.small import ALGOS, GRADIENT, LIBRARY, MODELS, SEED, distance, episodes, flat, grown, network
 
 EXACT = 1e-10
@@ -126,7 +126,7 @@ def engines_for(name: str, algo: Any, bn: str) -> list[Any]:
     tied = name == "l2l-cnn" and isinstance(algo, MetaSGD)
     partial = getattr(algo, "adapt", ("*",)) == ("*weight",)
     wrapped = bn == "batch" and not isinstance(algo, Reptile) and not tied and not partial
-    return [Vmap(None), Loop(), *([Learn2Learn()] if wrapped else [])]
+    return [vmap_engine(None), Loop(), *([Learn2Learn()] if wrapped else [])]
 
 
 @pytest.mark.parametrize(("name", "which", "bn"), CASES)
@@ -153,10 +153,10 @@ def test_chunks_change_nothing(which: str) -> None:
     algo = ALGOS[which]("running")
     net, weights = network("conv4-strided")
     meta, episode = grown(algo.init(net, weights, SEED)), episodes("conv4-strided", tasks=5)
-    whole = Vmap(None).build(algo, net)
+    whole = vmap_engine(None).build(algo, net)
     gradient, aux = whole.meta_grad(meta, episode, 0)
     for chunk in (1, 2, 5, 9):
-        part = Vmap(chunk).build(algo, net)
+        part = vmap_engine(chunk).build(algo, net)
         found, found_aux = part.meta_grad(meta, episode, 0)
         assert distance(found, gradient) < 1e-13
         assert distance(found_aux.buffers, aux.buffers) < 1e-13
@@ -171,7 +171,7 @@ def test_meta_gradient_is_the_slope_of_the_meta_loss(which: str, bn: str) -> Non
     algo = ALGOS[which](bn)
     net, weights = network("mlp-tanh")
     meta, episode = algo.init(net, weights, SEED), episodes("mlp-tanh")
-    engine = Vmap(None).build(algo, net)
+    engine = vmap_engine(None).build(algo, net)
     gradient, _ = engine.meta_grad(meta, episode, 0)
     dice = torch.Generator().manual_seed(5)
     way = {e: {n: torch.randn(v.shape, generator=dice).double() for n, v in g.items()} for e, g in meta.items()}
@@ -194,14 +194,14 @@ def test_permuted_tasks(which: str) -> None:
     order = torch.tensor([2, 0, 1])
     support, query = (Batch(batch.x[order], batch.y[order]) for batch in (episode.support, episode.query))
     shuffled = Episode(support, query, episode.index[order])
-    engine = Vmap(2).build(algo, net)
+    engine = vmap_engine(2).build(algo, net)
     assert distance(engine.meta_grad(meta, shuffled, 0)[0], engine.meta_grad(meta, episode, 0)[0]) < 1e-12
     assert distance(engine.scores(meta, shuffled), engine.scores(meta, episode)[order]) < 1e-12
 
 
 def test_chunk_must_be_positive() -> None:
     with pytest.raises(ValueError, match="chunk=0: need at least 1"):
-        Vmap(0)
+        vmap_engine(0)
 
 
 @pytest.mark.parametrize(
@@ -230,4 +230,4 @@ def test_what_learn2learn_lacks_is_refused(name: str, which: str, bn: str, reaso
     ],
 )
 def test_chunk_auto_is_small_for_images_on_a_cpu(name: str, fields: dict[str, Any], size: int) -> None:
-    assert Vmap("auto", **fields).chunk_size(episodes(name, tasks=9)) == size
+    assert vmap_engine("auto", **fields).chunk_size(episodes(name, tasks=9)) == size

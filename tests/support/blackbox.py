@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun.engine.loop import Loop
-from metarun.engine.vmap import Vmap
 from metarun.models.functional import FunctionalNet
 from metarun.types import BUFFERS, Episode, Meta, Params
+from support.engines import vmap_engine
 from support.small import SEED, distance, episodes, grown, network
 
 Computed = tuple[Tensor, Tensor, Params]  # outputs for the queries, loss, buffers after
@@ -55,7 +55,7 @@ def agree(algo: Any, name: str, by_hand: ByHand) -> None:
     expected = {e: {n: next(gradients) for n in g} for e, g in leaves.items()}
     buffers = {n: torch.stack([each[2][n] for each in computed]).mean(0) for n in computed[0][2]}
     scores = torch.stack([by_hand(net, meta, task, False)[0] for task in tasks])
-    for engine in (Vmap(None).build(algo, net), Loop().build(algo, net)):
+    for engine in (vmap_engine(None).build(algo, net), Loop().build(algo, net)):
         found, aux = engine.meta_grad(meta, stack, 0)
         assert distance(found, expected) < 1e-10
         assert all(distance(found[e], expected[e]) < 1e-10 for e in expected)

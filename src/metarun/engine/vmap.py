@@ -37,9 +37,9 @@ IMAGE_STACK_DIMS = 5  # x_TSCHW
 @dataclass(frozen=True)
 class Vmap:
     chunk: int | Literal["auto"] | None  # None: all tasks at once
-    memory: UnrollMemory = "graph"
-    compile: Literal["auto", "on", "off"] = "off"  # auto: decided by run/execution.py; off until then
-    cuda_graph: Literal["on", "off"] = "off"
+    memory: UnrollMemory
+    compile: Literal["auto", "on", "off"]  # auto: decided by run/execution.py; off until then
+    cuda_graph: Literal["on", "off"]
 
     def __post_init__(self) -> None:
         if isinstance(self.chunk, int) and self.chunk < 1:

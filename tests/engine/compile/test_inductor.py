@@ -14,9 +14,9 @@ from metarun.engine.compile import inductor
 from metarun.engine.compile.inductor import Compiled
 from metarun.engine.unroll import UnrollMemory, unroll_for
 from metarun.engine.unroll.rolled import MAX_UNROLLED_STEPS
-from metarun.engine.vmap import Vmap
 from metarun.types import StepIndex
 from support.contract import prepared
+from support.engines import vmap_engine
 from support.small import SEED, distance, episodes, grown, maml, metasgd, network
 
 EXACT = 1e-10
@@ -39,7 +39,7 @@ SLOW: dict[str, Any] = {
 def assert_same(
     net: Any, algo: Any, meta: Any, episode: Any, chunk: int, tested: bool, memory: UnrollMemory = "graph"
 ) -> None:
-    fast, plain = Vmap(chunk, memory, "on").build(algo, net), Vmap(chunk, "graph", "off").build(algo, net)
+    fast, plain = vmap_engine(chunk, memory, "on").build(algo, net), vmap_engine(chunk, "graph", "off").build(algo, net)
     for step in (0, 5):
         (found, found_aux), (expected, aux) = (engine.meta_grad(meta, episode, step) for engine in (fast, plain))
         assert distance(found, expected) < EXACT
@@ -156,7 +156,7 @@ def test_one_artefact_serves_every_step_and_chunk(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(inductor, "compile_for", counted)
     net, weights = network("mlp")
     algo = maml("batch")
-    engine = Vmap(2, "graph", "on").build(algo, net)
+    engine = vmap_engine(2, "graph", "on").build(algo, net)
     meta = algo.init(net, weights, SEED)
     for step in range(3):
         engine.meta_grad(meta, episodes("mlp", tasks=5), step)

@@ -16,9 +16,9 @@ from metarun.engine.task_axis import learned_only
 from metarun.engine.unroll import UnrollMemory
 from metarun.engine.unroll.adjoint import unroll_adjoint, unroll_checkpoint
 from metarun.engine.unroll.stored import unroll_graph
-from metarun.engine.vmap import Vmap
 from metarun.types import BUFFERS, Kind, StepIndex, Unroll
 from support.contract import CASES, first, prepared
+from support.engines import vmap_engine
 from support.live import Live
 from support.small import ALGOS, GRADIENT, SEED, distance, episodes, grown, maml, network
 
@@ -33,7 +33,7 @@ VARIANTS += [(algo, "per_step") for algo in GRADIENT]
 def test_every_algorithm_has_the_gradient_of_the_stored_graph(name: str, kind: Kind, memory: UnrollMemory) -> None:
     algo, net, fresh, episode = prepared(name, kind)
     meta = grown(fresh)
-    ours, stored = (Vmap(2, how, "off").build(algo, net) for how in (memory, "graph"))
+    ours, stored = (vmap_engine(2, how, "off").build(algo, net) for how in (memory, "graph"))
     (found, found_aux), (expected, aux) = (engine.meta_grad(meta, episode, 1) for engine in (ours, stored))
     assert distance(found, expected) < EXACT
     assert distance(found_aux.metrics, aux.metrics) < EXACT
@@ -115,7 +115,7 @@ def test_memory_grows_by_one_carry_a_step() -> None:
 
     def peak(memory: UnrollMemory, steps: int) -> int:
         algo = maml("batch", steps=steps, test_steps=1)
-        engine, meta = Vmap(None, memory, "off").build(algo, net), algo.init(net, weights, SEED)
+        engine, meta = vmap_engine(None, memory, "off").build(algo, net), algo.init(net, weights, SEED)
         live = Live()
         with live:
             engine.meta_grad(meta, episode, 0)
@@ -130,4 +130,4 @@ def test_memory_grows_by_one_carry_a_step() -> None:
 
 def test_an_unknown_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="memory=none: choose one of graph, checkpoint, adjoint"):
-        Vmap(None, "none", "off")  # type: ignore[arg-type]
+        vmap_engine(None, "none", "off")  # type: ignore[arg-type]
