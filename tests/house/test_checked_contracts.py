@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from metarun.data.tasks.contracts import SameShapeTasks
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.types import Aux, Batch, Engine, Episode, Meta
+from support.checked_contracts import checked_by_shape
 from support.small import SEED, episodes, maml, network
 
 META: Meta = {"weights": {"w": torch.zeros(3, 2)}, "buffers": {"mean": torch.zeros(2)}}
@@ -87,3 +89,12 @@ def test_a_wrong_answer_of_an_algorithm_is_noticed() -> None:
         algo.predict(lambda *_: (torch.zeros(7, 3), {}), meta, adapted, task.query.x)  # type: ignore[arg-type]  # wrong
     with pytest.raises(Exception, match=r"[Tt]ype"):
         algo.adapted(net, meta, task.support._replace(y=task.support.y[:-1]), unroll_graph)
+
+
+def test_a_sampler_that_loses_a_task_is_noticed() -> None:
+    class Loses:
+        def by_shape(self, index_T: Tensor) -> list[SameShapeTasks]:
+            return [SameShapeTasks(index_T[1:], episode(), 3, 2)]
+
+    with pytest.raises(AssertionError, match="places"):
+        checked_by_shape(Loses.by_shape)(Loses(), torch.arange(2))

@@ -16,6 +16,9 @@ from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 
 from metarun import algos
+from metarun.data.tasks.mixture import MixtureTasks
+from metarun.data.tasks.sampler import EpisodeSampler
+from metarun.data.tasks.sinusoids import SinusoidTasks
 from metarun.types import BUFFERS, Aux, Batch, Engine, Episode, Meta
 
 checked = jaxtyped(typechecker=beartype)
@@ -80,6 +83,24 @@ def check_aux(meta: Meta, aux: Aux) -> None:
         check_same(value, buffers[name])
 
 
+def checked_by_shape(by_shape: Callable[..., Any]) -> Callable[..., Any]:
+    """Tasks are grouped by shape: each place once, and the support set of every group has ways * shots items."""
+
+    @functools.wraps(by_shape)
+    def call(self: object, index_T: Tensor) -> Any:
+        groups = by_shape(self, index_T)
+        places = sorted(place for group in groups for place in group.places.tolist())
+        assert places == list(range(len(index_T))), f"tasks at places {places} of {len(index_T)}"
+        for group in groups:
+            check_episode(group.episode)
+            assert len(group.episode.index) == len(group.places), f"{len(group.places)} places for other tasks"
+            items = group.episode.support.x.shape[1]
+            assert items == group.ways * group.shots, f"{items} support items of {group.ways} ways, {group.shots} shots"
+        return groups
+
+    return call
+
+
 def checked_engine(engine: Engine) -> None:
     """Both functions of an engine, checked before and after."""
     meta_grad, scores = engine.meta_grad, engine.scores
@@ -135,6 +156,7 @@ def checked_predict(predict: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+SAMPLERS: tuple[type, ...] = (EpisodeSampler, MixtureTasks, SinusoidTasks)
 WRAPPERS = {"meta_loss": checked_meta_loss, "adapted": checked_adapted, "predict": checked_predict}
 
 
@@ -148,6 +170,8 @@ def install() -> None:
         checked_engine(self)
 
     Engine.__init__ = init_checked  # type: ignore[method-assign]  # for the tests alone
+    for sampler in SAMPLERS:
+        setattr(sampler, "by_shape", checked_by_shape(vars(sampler)["by_shape"]))  # noqa: B010  # mypy takes no other
     for module in pkgutil.iter_modules(algos.__path__, "metarun.algos."):
         for found in vars(importlib.import_module(module.name)).values():
             if isinstance(found, type) and found.__module__ == module.name:
