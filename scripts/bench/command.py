@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 
-from bench import accuracy, environment, machine, measure, report, scores
-from bench.workloads import WORKLOADS, chosen
+from bench import machine, peer_packages, report, scoring_speed, time_to_accuracy, timing
+from bench.workloads import WORKLOADS, select_workloads
 
 ROOT = Path(__file__).parents[2]
 ROUNDS, QUICK_ROUNDS = 9, 2
@@ -49,42 +49,42 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--add", action="store_true", help="keep what the file has of other workloads")
     parser.add_argument("--out", type=Path, help="folder; docs for the whole table, else outputs/bench")
-    parser.add_argument("--target", type=float, default=accuracy.TARGET, help="accuracy: what is to be reached")
-    parser.add_argument("--patience", type=float, default=accuracy.PATIENCE_S, help="accuracy: seconds at most")
+    parser.add_argument("--target", type=float, default=time_to_accuracy.TARGET, help="accuracy: what is to be reached")
+    parser.add_argument("--patience", type=float, default=time_to_accuracy.PATIENCE_S, help="accuracy: seconds at most")
     return parser.parse_args(words)
 
 
-def listed(words: str) -> list[str]:
+def comma_list(words: str) -> list[str]:
     return [word for word in words.split(",") if word]
 
 
 def main(words: list[str]) -> int:
-    asked = arguments(words)
-    whole = asked.mode == "memory" or not (asked.only or asked.engines or asked.quick)
-    folder = asked.out or (ROOT / "docs" if whole else ROOT / "outputs" / "bench")
+    args = arguments(words)
+    whole = args.mode == "memory" or not (args.only or args.engines or args.quick)
+    folder = args.out or (ROOT / "docs" if whole else ROOT / "outputs" / "bench")
     folder.mkdir(parents=True, exist_ok=True)
-    name = "speed" if asked.device == "cpu" else f"speed_{asked.device}"
+    name = "speed" if args.device == "cpu" else f"speed_{args.device}"
     stored, reached, scored, shown = (
         folder / f"{name}{end}" for end in (".json", "_accuracy.json", "_scores.json", ".md")
     )
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU")
     command = f'make bench ARGS="{shlex.join(words)}"' if words else "make bench"
-    if asked.mode == "speed":
-        before = read(stored) if asked.add and stored.exists() else None
-        for found in speed(asked, command):  # stored after every workload: hours are not lost to the last of them
-            write(stored, added(before, found) if before else found)
-    elif asked.mode == "memory":
+    if args.mode == "speed":
+        before = read(stored) if args.add and stored.exists() else None
+        for found in speed(args, command):  # stored after every workload: hours are not lost to the last of them
+            write(stored, merge_rows(before, found) if before else found)
+    elif args.mode == "memory":
         if not stored.exists():
             raise SystemExit(f"{stored}: not there; memory is measured of what was timed, by make bench")
-        for found in heavier(asked, command, read(stored)):
+        for found in remeasure_memory(args, command, read(stored)):
             write(stored, found)
-    elif asked.mode == "accuracy":
-        limits = accuracy.Limits(asked.target, asked.patience, asked.device, asked.quick)
-        write(reached, {"command": command, **accuracy.measured(limits, say)})
-    elif asked.mode == "scores":
-        machine.settle(asked.threads)
-        write(scored, {"command": command, **scores.measured(torch.device(asked.device), asked.quick, say)})
+    elif args.mode == "accuracy":
+        limits = time_to_accuracy.Limits(args.target, args.patience, args.device, args.quick)
+        write(reached, {"command": command, **time_to_accuracy.measure(limits, say)})
+    elif args.mode == "scores":
+        machine.set_threads_and_allocator(args.threads)
+        write(scored, {"command": command, **scoring_speed.measure(torch.device(args.device), args.quick, say)})
     if stored.exists():
         more = (read(file) if file.exists() else None for file in (reached, scored))
         shown.write_text(report.markdown(read(stored), *more))
@@ -92,14 +92,14 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def merge_rows(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """Rows in the order of the workloads; every command that made some of them is named."""
     order, rows = list(WORKLOADS), {row["workload"]: row for row in (*before["rows"], *found["rows"])}
-    command = joined(before["command"], found["command"])
+    command = join_commands(before["command"], found["command"])
     return {**found, "command": command, "rows": sorted(rows.values(), key=lambda row: order.index(row["workload"]))}
 
 
-def joined(before: str, command: str) -> str:
+def join_commands(before: str, command: str) -> str:
     return " and ".join(dict.fromkeys((*before.split(" and "), command)))
 
 
@@ -113,46 +113,46 @@ def read(file: Path) -> dict[str, Any]:
     return found
 
 
-def speed(asked: argparse.Namespace, command: str) -> Iterator[dict[str, Any]]:
-    pages_kept = machine.settle(asked.threads)
-    environment.prepare(say)
-    plan = planned(asked, machine.limit_gflops(torch.device(asked.device), asked.quick))
+def speed(args: argparse.Namespace, command: str) -> Iterator[dict[str, Any]]:
+    pages_kept = machine.set_threads_and_allocator(args.threads)
+    peer_packages.install_missing(say)
+    plan = settings_from(args, machine.best_conv_gflops(torch.device(args.device), args.quick))
     say(f"limit: {plan.limit_gflops:.0f} GFLOP/s")
     found: dict[str, Any] = {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "machine": machine.described(plan.device, pages_kept),
+        "machine": machine.describe(plan.device, pages_kept),
         "limit_gflops": plan.limit_gflops,
         "rounds": plan.rounds,
-        "quick": asked.quick,
+        "quick": args.quick,
         "rows": [],
     }
-    for workload in chosen(listed(asked.only)):
-        found["rows"].append(measure.measured(workload, plan))
+    for workload in select_workloads(comma_list(args.only)):
+        found["rows"].append(timing.time_workload(workload, plan))
         say("\n".join(report.table(found["rows"][-1:])))
         yield found
 
 
-def heavier(asked: argparse.Namespace, command: str, stored: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def remeasure_memory(args: argparse.Namespace, command: str, stored: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """With the memory measured again."""
-    machine.settle(asked.threads)
-    environment.prepare(say)
-    wanted = {workload.name for workload in chosen(listed(asked.only))}
-    plan, named = planned(asked, stored["limit_gflops"]), joined(stored["command"], command)
+    machine.set_threads_and_allocator(args.threads)
+    peer_packages.install_missing(say)
+    wanted = {workload.name for workload in select_workloads(comma_list(args.only))}
+    plan, named = settings_from(args, stored["limit_gflops"]), join_commands(stored["command"], command)
     for row in stored["rows"]:
         if row["workload"] in wanted:
-            measure.weigh_again(row, plan)
+            timing.remeasure_memory(row, plan)
             yield {**stored, "command": named}
 
 
-def planned(asked: argparse.Namespace, limit_gflops: float) -> measure.Plan:
-    return measure.Plan(
-        device=torch.device(asked.device),
-        threads=asked.threads,
-        rounds=asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS),
-        quick=asked.quick,
-        memory=not (asked.no_memory or asked.quick),
-        engines=listed(asked.engines or (QUICK_ENGINES if asked.quick else "")),
+def settings_from(args: argparse.Namespace, limit_gflops: float) -> timing.TimingSettings:
+    return timing.TimingSettings(
+        device=torch.device(args.device),
+        threads=args.threads,
+        rounds=args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS),
+        quick=args.quick,
+        memory=not (args.no_memory or args.quick),
+        engines=comma_list(args.engines or (QUICK_ENGINES if args.quick else "")),
         limit_gflops=limit_gflops,
         say=say,
     )

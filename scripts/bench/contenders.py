@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench import machine, peers
-from bench.absent import Absent
-from bench.workloads import Job, configured
+from bench import machine, peer_loops
+from bench.unavailable import Unavailable
+from bench.workloads import Job, load_config
 from metarun.config.compose import compose
 from metarun.config.convert import values_of
 from metarun.engine.processes import shared
@@ -35,11 +35,11 @@ METARUN = {
     "adjoint compiled": ("engine=vmap", "engine.compile=on", "engine.memory=adjoint"),
     "loop": ("engine=loop",),
 }
-PEERS: dict[str, Callable[[Job], peers.Step]] = {
-    "learn2learn": peers.learn2learn,
-    "higher": peers.higher,
-    "torchopt": peers.torchopt,
-    "autograd": peers.autograd,
+PEERS: dict[str, Callable[[Job], peer_loops.MetaGradient]] = {
+    "learn2learn": peer_loops.learn2learn,
+    "higher": peer_loops.higher,
+    "torchopt": peer_loops.torchopt,
+    "autograd": peer_loops.autograd,
 }
 MANY = "processes"
 LONG = ("adjoint", "adjoint compiled")  # for many inner steps
@@ -61,7 +61,7 @@ class Choice:
 
 
 class Built(NamedTuple):
-    step: peers.Step  # the meta-gradient, mean over tasks
+    step: peer_loops.MetaGradient  # the meta-gradient, mean over tasks
     notes: Sequence[str]  # what did not go as it was asked to
 
 
@@ -79,7 +79,7 @@ def choose(name: str, job: Job) -> Choice:
         return Choice(name, (), {}, 1)
     cpu, threads = job.episode.index.device.type == "cpu", torch.get_num_threads()
     if name.startswith(MANY) and (threads == 1 or not cpu):
-        raise Absent("needs several threads of a CPU to share out")
+        raise Unavailable("needs several threads of a CPU to share out")
     words = METARUN[name]
     if name not in (AUTO, "loop"):
         words = (*words, *job.workload.engine)
@@ -119,7 +119,7 @@ class JobTimer:
             for _ in range(1 + REPEATS):
                 start = time.perf_counter()
                 step(self.job.episode)
-                machine.wait_for(self.job.episode.index.device)
+                machine.synchronize(self.job.episode.index.device)
                 times.append(time.perf_counter() - start)
         return times[0], statistics.median(times[1:])
 
@@ -135,11 +135,11 @@ def build(choice: Choice, job: Job, until: ExitStack) -> Built:
             return Built(_shared(builder, choice.processes, job, until), [])
         engine = builder.build(job.algo, job.net)
     except (ConfigError, ValueError) as error:
-        raise Absent(str(error)) from error
+        raise Unavailable(str(error)) from error
     return Built(lambda episode: engine.meta_grad(job.meta, episode, 0)[0], engine.notes)
 
 
-def _shared(builder: Any, count: int, job: Job, until: ExitStack) -> peers.Step:
+def _shared(builder: Any, count: int, job: Job, until: ExitStack) -> peer_loops.MetaGradient:
     """One thread each; the others' threads are as before when it is their turn."""
     threads = torch.get_num_threads()
     engine = until.enter_context(shared(count, builder, job.algo, job.net, "auto"))
@@ -160,8 +160,8 @@ def _engine(words: tuple[str, ...]) -> Any:
     for word in words[1:]:
         key = word.partition("=")[0].partition(".")[2]
         if word != OFF and key not in known:
-            raise Absent(f"metarun has no engine.{key} here")
-    return configured(tuple(word for word in words if word != OFF or "compile" in known)).engine
+            raise Unavailable(f"metarun has no engine.{key} here")
+    return load_config(tuple(word for word in words if word != OFF or "compile" in known)).engine
 
 
 @cache

@@ -75,7 +75,7 @@ class MadeUp:
             yield block
 
 
-def configured(item: tuple[int, int, int], *words: str) -> Any:
+def load_config(item: tuple[int, int, int], *words: str) -> Any:
     large = item[1] > 28
     model = ["model.downsample=pool", "model.pooling=flatten", "train.meta_batch=4"] if large else []
     composed = compose(["algo=maml", "track=local", "device=cpu", *model, *words])
@@ -92,7 +92,7 @@ def step() -> None:
     }
     print("| shapes | tasks | sampling and gathering, ms | MAML step, ms | share |\n| --- | --- | --- | --- | --- |")
     for name, (source, words) in shapes.items():
-        config = configured(source.item, *words)
+        config = load_config(source.item, *words)
         data = open_classes(source, config.device, torch.float32, told)
         parts = build_parts(config, data)
         tasks = data.tasks("train", config.task.train, 0)
@@ -133,7 +133,7 @@ def confined() -> None:
 
 def train(share: float) -> None:
     source = MadeUp(CLASSES, int(PICTURES * share), (3, 84, 84))
-    config = configured(source.item, "task=5w1s", "task.queries=15")
+    config = load_config(source.item, "task=5w1s", "task.queries=15")
     start = time.perf_counter()
     pool = source.load(told)
     print(f"opened {pool.items.nbytes / 1e9:.1f} GB of {len(pool.items)} pictures: {time.perf_counter() - start:.3f} s")

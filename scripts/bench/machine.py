@@ -22,13 +22,13 @@ CUDA_SHAPES = ((2048, 64, 64, 28), (1024, 128, 128, 28), (1024, 256, 256, 28))
 LIMIT_ROUNDS = 7
 
 
-def settle(threads: int) -> bool:
+def set_threads_and_allocator(threads: int) -> bool:
     """Before anything large is allocated; whether freed pages are kept."""
     torch.set_num_threads(threads)
     return keep_pages("auto")
 
 
-def described(device: torch.device, pages_kept: bool) -> dict[str, Any]:
+def describe(device: torch.device, pages_kept: bool) -> dict[str, Any]:
     about: dict[str, Any] = {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -63,12 +63,12 @@ def memory_gb() -> int | None:
         return None
 
 
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def limit_gflops(device: torch.device, quick: bool) -> float:
+def best_conv_gflops(device: torch.device, quick: bool) -> float:
     """The best fp32 convolution there is, forwards or backwards, channels last."""
     shapes = CUDA_SHAPES if device.type == "cuda" else SHAPES
     best = 0.0
@@ -97,12 +97,12 @@ def _median_s(run: Callable[[], object], device: torch.device, rounds: int) -> f
     for _ in range(rounds + 1):
         start = time.perf_counter()
         run()
-        wait_for(device)
+        synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])  # the first warms up
 
 
-def gflop(run: Callable[[], object]) -> float:
+def count_gflop(run: Callable[[], object]) -> float:
     """Multiplications and additions of convolutions and matrix products; nothing else is counted."""
     with FlopCounterMode(display=False) as counter:
         run()

@@ -58,7 +58,7 @@ def ratios(rows: list[Row]) -> list[str]:
 
 
 def _ratio(contender: Row | None) -> str:
-    if contender is None or contender["status"] == "absent":
+    if contender is None or contender["status"] == "unavailable":
         return ""
     return f"{contender['ratio']:.2f}" if "ratio" in contender else contender["status"]
 
@@ -80,8 +80,8 @@ def chosen(contender: Row) -> str:
 
 
 def figures(contender: Row) -> list[str]:
-    if contender["status"] == "absent":
-        return [f"absent: {contender['reason']}".replace("|", "/"), *[""] * (len(HEAD) - 3)]
+    if contender["status"] == "unavailable":
+        return [f"unavailable: {contender['reason']}".replace("|", "/"), *[""] * (len(HEAD) - 3)]
     gate = f"{contender['gate']:.0e}"
     if contender["status"] == "wrong":
         return ["**wrong**, not timed", *[""] * (len(HEAD) - 4), gate]

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from bench import contenders, environment, machine, memory, picture
-from bench.measure import seconds
-from bench.workloads import Workload, conv, descent, few_shot, make_job
+from bench import contenders, machine, peak_memory, peer_packages, scaling_plot
+from bench.timing import seconds
+from bench.workloads import Workload, conv_words, descent_words, make_job, task_words
 
 ROOT = Path(__file__).parents[2]
 CONTENDERS = ("vmap", "compiled", "learn2learn")
@@ -54,9 +54,9 @@ class Point:
     def workload(self) -> Workload:
         at = {"tasks": TASKS, "inner steps": STEPS, "ways": WAYS, "image side": SIDE, self.grows: self.value}
         words = (
-            *descent("maml", at["inner steps"], 0.01),
-            *conv(32, "pool"),
-            *few_shot("5w1s", 1, at["tasks"]),
+            *descent_words("maml", at["inner steps"], 0.01),
+            *conv_words(32, "pool"),
+            *task_words("5w1s", 1, at["tasks"]),
             f"task.ways={at['ways']}",
         )
         side = at["image side"]
@@ -64,7 +64,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Means:
+class ScalingSettings:
     device: torch.device
     threads: int
     rounds: int
@@ -72,9 +72,9 @@ class Means:
     until: float  # of the monotonic clock
 
 
-def measured(point: Point, names: list[str], means: Means) -> list[dict[str, Any]]:
+def measure_point(point: Point, names: list[str], settings: ScalingSettings) -> list[dict[str, Any]]:
     """One row for each contender that could; those that could not are left out from here on."""
-    job = make_job(point.workload, means.device, torch.float32, None, means.quick)
+    job = make_job(point.workload, settings.device, torch.float32, None, settings.quick)
     rows = []
     with ExitStack() as until:
         steps: dict[str, Callable[[], object]] = {}
@@ -84,7 +84,7 @@ def measured(point: Point, names: list[str], means: Means) -> list[dict[str, Any
             try:
                 choices[name] = contenders.choose(name, job)
                 built = contenders.build(choices[name], job, until)
-                first_s = seconds(lambda step=built.step: step(job.episode), means.device, once=True)  # type: ignore[misc]
+                first_s = seconds(lambda step=built.step: step(job.episode), settings.device, once=True)  # type: ignore[misc]
             except Exception as problem:  # memory, a compiler, a contender that is not there: the figure goes on
                 say(f"{point.grows} {point.value}: {name} left out: {problem}".splitlines()[0])
                 continue
@@ -93,26 +93,26 @@ def measured(point: Point, names: list[str], means: Means) -> list[dict[str, Any
                 say(f"{point.grows} {point.value}: {name} took {first_s:.0f} s; nothing larger is tried")
                 del steps[name]
         times: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(means.rounds):
+        for _ in range(settings.rounds):
             for name, step in steps.items():
-                times[name].append(seconds(step, means.device, once=True))
+                times[name].append(seconds(step, settings.device, once=True))
     for name, found in times.items():
-        heavy = memory.peak_mb(point.workload, choices[name], means.device, means.threads, means.quick)
+        heavy = peak_memory.peak_mb(point.workload, choices[name], settings.device, settings.threads, settings.quick)
         row = {"grows": point.grows, "value": point.value, "contender": name}
         rows.append({**row, "tasks": job.tasks, "seconds": statistics.median(found), "memory_mb": heavy})
     return rows
 
 
-def figures(means: Means) -> Iterator[list[dict[str, Any]]]:
+def measure_all(settings: ScalingSettings) -> Iterator[list[dict[str, Any]]]:
     """All there are so far, after every point."""
     rows: list[dict[str, Any]] = []
-    for grows, values in (QUICK if means.quick else GROWS).items():
-        names = list(CONTENDERS[::2] if means.quick else CONTENDERS)
+    for grows, values in (QUICK if settings.quick else GROWS).items():
+        names = list(CONTENDERS[::2] if settings.quick else CONTENDERS)
         for value in values:
-            if not names or time.monotonic() > means.until:
+            if not names or time.monotonic() > settings.until:
                 say(f"{grows} {value}: not tried")
                 continue
-            found = measured(Point(grows, value), names, means)
+            found = measure_point(Point(grows, value), names, settings)
             names = [row["contender"] for row in found]
             for row in found:
                 heavy = "" if row["memory_mb"] is None else f", {row['memory_mb']:.0f} MB"
@@ -144,16 +144,16 @@ def main(words: list[str]) -> int:
     name = "scaling" if asked.device == "cpu" else f"scaling_{asked.device}"
     numbers, shown = folder / f"{name}.csv", folder / f"{name}.png"
     if not asked.plot:
-        pages_kept = machine.settle(asked.threads)
-        environment.offer()
+        pages_kept = machine.set_threads_and_allocator(asked.threads)
+        peer_packages.add_to_path()
         device = torch.device(asked.device)
         rounds = QUICK_ROUNDS if asked.quick else ROUNDS
-        means = Means(device, asked.threads, rounds, asked.quick, time.monotonic() + asked.limit)
-        about = machine.described(device, pages_kept)
+        settings = ScalingSettings(device, asked.threads, rounds, asked.quick, time.monotonic() + asked.limit)
+        about = machine.describe(device, pages_kept)
         say(f"{about.get('gpu', about['cpu'])}, {about['threads']} threads, torch {about['torch']}")
-        for rows in figures(means):
+        for rows in measure_all(settings):
             write(numbers, rows)
-    picture.draw(numbers, shown)
+    scaling_plot.draw(numbers, shown)
     say(f"{numbers}\n{shown}")
     return 0
 

@@ -27,7 +27,7 @@ class Workload:
     engine: tuple[str, ...] = ()  # for metarun's engines where nothing is decided by measuring
 
     @property
-    def pictures(self) -> bool:
+    def has_images(self) -> bool:
         return len(self.item) == 3
 
 
@@ -47,28 +47,28 @@ class Job:
         return len(self.episode.index)
 
 
-def conv(width: int, downsample: str) -> tuple[str, ...]:
+def conv_words(width: int, downsample: str) -> tuple[str, ...]:
     pooling = "flatten" if downsample == "pool" else "mean"
     return ("model=conv4", f"model.width={width}", f"model.downsample={downsample}", f"model.pooling={pooling}")
 
 
-def descent(algo: str, steps: int, lr: float) -> tuple[str, ...]:
+def descent_words(algo: str, steps: int, lr: float) -> tuple[str, ...]:
     return (f"algo={algo}", f"algo.steps={steps}", f"algo.inner_lr={lr}", "algo.loss_reduction=mean")
 
 
-def few_shot(task: str, queries: int, tasks: int) -> tuple[str, ...]:
+def task_words(task: str, queries: int, tasks: int) -> tuple[str, ...]:
     return (f"task={task}", f"task.queries={queries}", f"train.meta_batch={tasks}")
 
 
 def _sine(name: str, tasks: int, steps: int) -> Workload:
     title = f"sine, MLP 1-40-40-1, 10 points, {steps} inner step{'s' * (steps > 1)}, {tasks} tasks"
-    words = ("data=sine", *descent("maml", steps, 0.01), f"train.meta_batch={tasks}")
+    words = ("data=sine", *descent_words("maml", steps, 0.01), f"train.meta_batch={tasks}")
     return Workload(name, title, (1,), words, ("engine.chunk=null",))  # small enough for all tasks at once
 
 
 GREY, COLOUR = (1, 28, 28), (3, 84, 84)
-POOLED, STRIDED, COLOURED = conv(64, "pool"), conv(64, "stride"), conv(32, "pool")
-ONE = few_shot("5w1s", 1, 32)
+POOLED, STRIDED, COLOURED = conv_words(64, "pool"), conv_words(64, "stride"), conv_words(32, "pool")
+ONE_SHOT = task_words("5w1s", 1, 32)
 REPTILE = ("algo=reptile", "algo.steps=5", "algo.inner_lr=0.001", "algo.inner_batch=10", "algo.inner_optim=adam")
 W1 = "28x28, conv4-64 with max-pool, 5w1s, 1 query"
 W3 = "84x84x3, conv4-32 with max-pool, 15 queries"
@@ -76,35 +76,38 @@ W5 = "28x28, four strided convolutions of 64"
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("W1", f"MAML: {W1}, 1 inner step, 32 tasks", GREY, (*descent("maml", 1, 0.4), *POOLED, *ONE)),
+        Workload("W1", f"MAML: {W1}, 1 inner step, 32 tasks", GREY,
+                 (*descent_words("maml", 1, 0.4), *POOLED, *ONE_SHOT)),
         Workload("W1-q15", "MAML: as W1 with 15 queries", GREY,
-                 (*descent("maml", 1, 0.4), *POOLED, *few_shot("5w1s", 15, 32))),
-        Workload("W1-fomaml", "first-order MAML: as W1", GREY, (*descent("fomaml", 1, 0.4), *POOLED, *ONE)),
-        Workload("W1-metasgd", "Meta-SGD: as W1", GREY, (*descent("metasgd", 1, 0.4), *POOLED, *ONE)),
-        Workload("W1-protonet", "ProtoNet: as W1", GREY, ("algo=protonet", *POOLED, *ONE)),
+                 (*descent_words("maml", 1, 0.4), *POOLED, *task_words("5w1s", 15, 32))),
+        Workload("W1-fomaml", "first-order MAML: as W1", GREY,
+                 (*descent_words("fomaml", 1, 0.4), *POOLED, *ONE_SHOT)),
+        Workload("W1-metasgd", "Meta-SGD: as W1", GREY, (*descent_words("metasgd", 1, 0.4), *POOLED, *ONE_SHOT)),
+        Workload("W1-protonet", "ProtoNet: as W1", GREY, ("algo=protonet", *POOLED, *ONE_SHOT)),
         Workload("W2", "MAML: as W1 with 20w1s, 5 inner steps, 16 tasks", GREY,
-                 (*descent("maml", 5, 0.1), *POOLED, *few_shot("20w1s", 1, 16))),
+                 (*descent_words("maml", 5, 0.1), *POOLED, *task_words("20w1s", 1, 16))),
         Workload("W3", f"MAML: {W3}, 5w1s, 5 inner steps, 4 tasks", COLOUR,
-                 (*descent("maml", 5, 0.01), *COLOURED, *few_shot("5w1s", 15, 4))),
+                 (*descent_words("maml", 5, 0.01), *COLOURED, *task_words("5w1s", 15, 4))),
         Workload("W3-5shot", "MAML: as W3 with 5w5s", COLOUR,
-                 (*descent("maml", 5, 0.01), *COLOURED, *few_shot("5w5s", 15, 4))),
-        Workload("W3-anil", "ANIL: as W3", COLOUR, (*descent("anil", 5, 0.01), *COLOURED, *few_shot("5w1s", 15, 4))),
+                 (*descent_words("maml", 5, 0.01), *COLOURED, *task_words("5w5s", 15, 4))),
+        Workload("W3-anil", "ANIL: as W3", COLOUR,
+                 (*descent_words("anil", 5, 0.01), *COLOURED, *task_words("5w1s", 15, 4))),
         Workload("W3-10steps", "MAML: as W3 with 10 inner steps", COLOUR,
-                 (*descent("maml", 10, 0.01), *COLOURED, *few_shot("5w1s", 15, 4))),
+                 (*descent_words("maml", 10, 0.01), *COLOURED, *task_words("5w1s", 15, 4))),
         _sine("W4-1step", 25, 1),
         _sine("W4-5steps", 25, 5),
         _sine("W4-128tasks", 128, 5),
         Workload("W5", f"MAML: {W5}, 5w1s, 1 query, 1 inner step, 32 tasks", GREY,
-                 (*descent("maml", 1, 0.4), *STRIDED, *ONE)),
+                 (*descent_words("maml", 1, 0.4), *STRIDED, *ONE_SHOT)),
         Workload("W5-20way", "MAML: as W5 with 20w1s, 5 inner steps, 16 tasks", GREY,
-                 (*descent("maml", 5, 0.1), *STRIDED, *few_shot("20w1s", 1, 16))),
+                 (*descent_words("maml", 5, 0.1), *STRIDED, *task_words("20w1s", 1, 16))),
         Workload("W5-reptile", "Reptile: W5's net, 5w5s, 5 queries, 5 steps of Adam on batches of 10, 32 tasks",
-                 GREY, (*REPTILE, *STRIDED, *few_shot("5w5s", 5, 32))),
+                 GREY, (*REPTILE, *STRIDED, *task_words("5w5s", 5, 32))),
     )
 }  # fmt: skip
 
 
-def chosen(wanted: list[str]) -> list[Workload]:
+def select_workloads(wanted: list[str]) -> list[Workload]:
     """By name; a name before the dash that is none by itself means all that start so."""
     known = {*WORKLOADS, *(name.partition("-")[0] for name in WORKLOADS)}
     unknown = sorted(set(wanted) - known)
@@ -115,7 +118,7 @@ def chosen(wanted: list[str]) -> list[Workload]:
 
 
 @cache
-def configured(words: tuple[str, ...]) -> RunConfig:
+def load_config(words: tuple[str, ...]) -> RunConfig:
     composed = compose([*words, "track=local", "device=cpu"])
     return load(composed.plain, composed.choices)
 
@@ -124,9 +127,9 @@ def make_job(
     workload: Workload, device: torch.device, dtype: torch.dtype, tasks: int | None, quick: bool = False
 ) -> Job:
     """`tasks`: None for as many as the workload has. `quick`: a narrow net and few tasks."""
-    narrow = (f"model.width={QUICK_WIDTH}",) if quick and workload.pictures else ()
-    config = configured((*workload.words, *narrow))
-    outputs = config.task.train.ways_range[1] if workload.pictures else 1
+    narrow = (f"model.width={QUICK_WIDTH}",) if quick and workload.has_images else ()
+    config = load_config((*workload.words, *narrow))
+    outputs = config.task.train.ways_range[1] if workload.has_images else 1
     values: dict[str, Any] = dict(config.model.values)
     net, weights = build_net(config.model.path, values, workload.item, outputs, SEED)
     net.module.to(device=device, dtype=dtype)
@@ -135,19 +138,21 @@ def make_job(
     meta = config.algo.init(net, moved, SEED)
     meta = {group: {n: v.to(device=device, dtype=dtype) for n, v in params.items()} for group, params in meta.items()}
     count = tasks or config.train.meta_batch
-    if quick and workload.pictures:
+    if quick and workload.has_images:
         count = min(count, QUICK_TASKS)
-    return Job(workload, config, config.algo, net, meta, noise(workload, config, device, dtype, count))
+    return Job(workload, config, config.algo, net, meta, random_episode(workload, config, device, dtype, count))
 
 
-def noise(workload: Workload, config: RunConfig, device: torch.device, dtype: torch.dtype, tasks: int) -> Episode:
+def random_episode(
+    workload: Workload, config: RunConfig, device: torch.device, dtype: torch.dtype, tasks: int
+) -> Episode:
     """Random pictures, or points of sine curves: drawn in float32, so that they are the same in every precision."""
     shape, dice = config.task.train, torch.Generator().manual_seed(SEED + 2)
     ways, shots = shape.ways_range[1], shape.shots_range[1]
     amplitude, phase = (torch.rand(tasks, 1, 1, generator=dice) for _ in range(2))
 
     def batch(each: int) -> Batch:
-        if workload.pictures:
+        if workload.has_images:
             x = torch.randn(tasks, ways * each, *workload.item, generator=dice)
             y = torch.arange(ways).repeat_interleave(each).repeat(tasks, 1)
             return Batch(x.to(device=device, dtype=dtype), y.to(device))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from bench import command as bench
-from bench import contenders, environment, machine, measure, memory, report, scores
-from bench.absent import Absent
-from bench.peers import Step, autograd
-from bench.workloads import WORKLOADS, Job, Workload, chosen, make_job
+from bench import contenders, machine, peak_memory, peer_packages, report, scoring_speed, timing
+from bench.peer_loops import MetaGradient, autograd
+from bench.unavailable import Unavailable
+from bench.workloads import WORKLOADS, Job, Workload, make_job, select_workloads
 from metarun.types import Episode, Meta
 
 CPU = torch.device("cpu")
@@ -24,12 +24,12 @@ OURS = "vmap,loop"
 def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the bench sets for its process stays out of the other tests; nothing is downloaded."""
     monkeypatch.setattr(machine, "keep_pages", lambda _: False)
-    monkeypatch.setattr(machine, "settle", lambda _: False)
-    monkeypatch.setattr(environment, "prepare", lambda _: None)
+    monkeypatch.setattr(machine, "set_threads_and_allocator", lambda _: False)
+    monkeypatch.setattr(peer_packages, "install_missing", lambda _: None)
 
 
-def plan(*engines: str) -> measure.Plan:
-    return measure.Plan(
+def plan(*engines: str) -> timing.TimingSettings:
+    return timing.TimingSettings(
         CPU, 1, 2, quick=True, memory=False, engines=list(engines), limit_gflops=100.0, say=lambda _: None
     )
 
@@ -59,7 +59,7 @@ def test_the_bench_from_end_to_end(tmp_path: Path) -> None:
 def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def one_part_in_a_million(job: Job) -> Step:
+    def one_part_in_a_million(job: Job) -> MetaGradient:
         right = autograd(job)
 
         def step(episode: Episode) -> Meta:
@@ -71,7 +71,7 @@ def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return step
 
     monkeypatch.setitem(contenders.PEERS, "higher", one_part_in_a_million)
-    row = measure.measured(WORKLOADS["W4-1step"], plan("higher", "loop"))
+    row = timing.time_workload(WORKLOADS["W4-1step"], plan("higher", "loop"))
     found = by_name(row)
     assert found["higher"]["status"] == "wrong"
     assert 1e-8 < found["higher"]["gate"] < 1e-5
@@ -84,21 +84,21 @@ def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gradient_that_is_missing_is_wrong() -> None:
     job = make_job(WORKLOADS["W1-metasgd"], CPU, torch.float64, 2, quick=True)
     truth = autograd(job)(job.episode)
-    assert measure.distance(truth, truth) == 0.0
-    assert measure.distance({"weights": truth["weights"]}, truth) > 0.01
+    assert timing.relative_error(truth, truth) == 0.0
+    assert timing.relative_error({"weights": truth["weights"]}, truth) > 0.01
 
 
 def test_who_is_absent_or_breaks_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(_: Job) -> Step:
-        raise Absent("not here")
+    def absent(_: Job) -> MetaGradient:
+        raise Unavailable("not here")
 
-    def breaks(_: Job) -> Step:
+    def breaks(_: Job) -> MetaGradient:
         raise RuntimeError("broke | down\nand more")
 
     monkeypatch.setitem(contenders.PEERS, "higher", absent)
     monkeypatch.setitem(contenders.PEERS, "torchopt", breaks)
-    found = by_name(measure.measured(WORKLOADS["W4-1step"], plan("higher", "torchopt", "loop")))
-    assert found["higher"] == {"name": "higher", "status": "absent", "reason": "not here"}
+    found = by_name(timing.time_workload(WORKLOADS["W4-1step"], plan("higher", "torchopt", "loop")))
+    assert found["higher"] == {"name": "higher", "status": "unavailable", "reason": "not here"}
     assert found["torchopt"]["reason"] == "RuntimeError: broke | down"
     assert found["loop"]["status"] == "timed"
 
@@ -108,19 +108,19 @@ def test_all_loops_of_the_bench_agree(name: str) -> None:
     job = make_job(WORKLOADS[name], CPU, torch.float64, 2, quick=True)
     truth = autograd(job)(job.episode)
     for contender in ("loop", "learn2learn"):
-        entry = measure.gated(contenders.choose(contender, job), job, truth)
+        entry = timing.check_gradient(contenders.choose(contender, job), job, truth)
         assert entry["status"] == "timed", f"{contender}: {entry}"
 
 
 def test_a_table_from_stored_figures() -> None:
-    stored = json.loads((Path(__file__).parent / "speed.json").read_text())
+    stored = json.loads((Path(__file__).parent / "stored_figures.json").read_text())
     row = {"name": "vmap", "total_s": 2.0, "ratio": 3.5, "error": 1e-6}
     text = report.markdown(stored, stored["reached"], {**stored, "words": [], "episodes": 600, "rows": [row]})
     lines = text.splitlines()
     assert "| **W4-1step** sine | 30.00 | 1.00 |  | wrong |" in lines
     auto = "| W4-1step | auto (chunk 25, processes 1) |"
     assert f"{auto} 30.00 | 25,000 | 1.0 | 0.9 | 0.9 to 1.1 | 12 | 2.0 % | 6.5 | 2e-16 |" in lines
-    assert "| W4-1step | higher | absent: not / here |  |  |  |  |  |  |  |  |" in lines
+    assert "| W4-1step | higher | unavailable: not / here |  |  |  |  |  |  |  |  |" in lines
     assert "| metarun | 30.0 | 40 | 95.2 % | 43 |" in lines
     assert "| learn2learn | not within 100 | 20 | 80.0 % | 6 |" in lines
     assert "| vmap | 2.00 | 3.50 | 1e-06 |" in lines
@@ -130,27 +130,27 @@ def test_a_table_from_stored_figures() -> None:
 
 def test_both_score_the_same_episodes_alike() -> None:
     said: list[str] = []
-    found = scores.measured(CPU, quick=True, say=said.append)
+    found = scoring_speed.measure(CPU, quick=True, say=said.append)
     rows = {row["name"]: row for row in found["rows"]}
     assert set(rows) == {"vmap", "learn2learn"}
-    assert 0 < rows["vmap"]["error"] < measure.TOLERANCE
+    assert 0 < rows["vmap"]["error"] < timing.TOLERANCE
     assert rows["learn2learn"]["ratio"] == 1.0
     assert said[-1] == "scores: 6 of 6 episodes"
 
 
 def test_outputs_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = scores.learn2learn
-    monkeypatch.setattr(scores, "learn2learn", lambda job: lambda episode: plain(job)(episode) + 1e-9)
+    plain = scoring_speed.learn2learn
+    monkeypatch.setattr(scoring_speed, "learn2learn", lambda job: lambda episode: plain(job)(episode) + 1e-9)
     with pytest.raises(SystemExit, match="vmap: outputs in float64 differ"):
-        scores.measured(CPU, quick=True, say=lambda _: None)
+        scoring_speed.measure(CPU, quick=True, say=lambda _: None)
 
 
 def test_workloads_are_chosen_by_name_or_kind() -> None:
-    assert [w.name for w in chosen(["W4"])] == ["W4-1step", "W4-5steps", "W4-128tasks"]
-    assert [w.name for w in chosen(["W5-20way"])] == ["W5-20way"]
-    assert len(chosen([])) == len(WORKLOADS)
+    assert [w.name for w in select_workloads(["W4"])] == ["W4-1step", "W4-5steps", "W4-128tasks"]
+    assert [w.name for w in select_workloads(["W5-20way"])] == ["W5-20way"]
+    assert len(select_workloads([])) == len(WORKLOADS)
     with pytest.raises(SystemExit, match="no such workload"):
-        chosen(["W9"])
+        select_workloads(["W9"])
     with pytest.raises(SystemExit, match="no such contender"):
         contenders.names_for("W1", ["jax"])
 
@@ -160,7 +160,7 @@ def test_memory_is_measured_again_of_what_was_timed(tmp_path: Path, monkeypatch:
         {"name": "auto", "status": "timed", "memory_mb": 1.0},
         {"name": "vmap", "status": "timed", "memory_mb": 1.0},
         {"name": "learn2learn", "status": "timed", "memory_mb": 1.0},
-        {"name": "higher", "status": "absent", "reason": "not there"},
+        {"name": "higher", "status": "unavailable", "reason": "not there"},
     ]
     with pytest.raises(SystemExit, match="not there"):
         bench.main(["memory", "--out", str(tmp_path)])
@@ -172,7 +172,7 @@ def test_memory_is_measured_again_of_what_was_timed(tmp_path: Path, monkeypatch:
         seen.append((workload.name, choice.name))
         return 2.0
 
-    monkeypatch.setattr(memory, "peak_mb", peak_mb)
+    monkeypatch.setattr(peak_memory, "peak_mb", peak_mb)
     monkeypatch.setattr(report, "markdown", lambda *_: "")
     assert bench.main(["memory", "--engines", "auto,vmap,higher", "--out", str(tmp_path)]) == 0
     again = json.loads((tmp_path / "speed.json").read_text())
@@ -186,8 +186,8 @@ def test_rows_are_added_to_those_there_are() -> None:
     old, new = ({"workload": name, "made": made} for name, made in (("W5", 1), ("W5", 2)))
     first = {"workload": "W1", "made": 1}
     before = {"command": "bench.py --only W5,W1", "rounds": 9, "rows": [old, first]}
-    found = bench.added(before, {"command": "bench.py --add", "rounds": 5, "rows": [new]})
+    found = bench.merge_rows(before, {"command": "bench.py --add", "rounds": 5, "rows": [new]})
     assert found["rows"] == [first, new]
     assert found["command"] == "bench.py --only W5,W1 and bench.py --add"
     assert found["rounds"] == 5
-    assert bench.added(found, {"command": "bench.py --add", "rows": []})["command"] == found["command"]
+    assert bench.merge_rows(found, {"command": "bench.py --add", "rows": []})["command"] == found["command"]

@@ -16,15 +16,15 @@ PATIENCE_S = 300
 _failed: dict[str, str] = {}
 
 
-def offer() -> None:
+def add_to_path() -> None:
     """Last on the path, so that nothing in it hides what metarun uses."""
     if str(PEERS) not in sys.path:
         sys.path.append(str(PEERS))
         importlib.invalidate_caches()
 
 
-def prepare(say: Callable[[str], None]) -> None:
-    offer()
+def install_missing(say: Callable[[str], None]) -> None:
+    add_to_path()
     for name, packages in WANTED.items():
         if importlib.util.find_spec(name) is None:
             say(f"{name}: installed into {PEERS}")
@@ -32,7 +32,7 @@ def prepare(say: Callable[[str], None]) -> None:
             importlib.invalidate_caches()
 
 
-def why(error: Exception) -> str:
+def import_failure(error: Exception) -> str:
     return next((f"pip says: {said}" for name, said in _failed.items() if name in str(error)), str(error))
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from bench.workloads import Job
 
 
-class Mean(nn.Module):
+class GlobalMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
 
 
-class Twin(nn.Module):
+class BodyAndHead(nn.Module):
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.body, self.head = body, head
@@ -25,25 +25,27 @@ class Twin(nn.Module):
         return out
 
 
-def twin(job: Job) -> Twin:
+def torch_module(job: Job) -> BodyAndHead:
     """Of equal weights: the same parameters in the same order."""
     values, like = job.config.model.values, job.net.module.head.weight
-    body = convolutions(values, job.workload.item[0]) if job.workload.pictures else dense(values, job.workload.item[0])
-    module = Twin(body, nn.Linear(like.shape[1], like.shape[0])).to(like)
+    body = (
+        conv_body(values, job.workload.item[0]) if job.workload.has_images else mlp_body(values, job.workload.item[0])
+    )
+    module = BodyAndHead(body, nn.Linear(like.shape[1], like.shape[0])).to(like)
     given = job.meta["weights"]
     with torch.no_grad():
-        for name, parameter in zip(names(job), module.parameters(), strict=True):
+        for name, parameter in zip(parameter_names(job), module.parameters(), strict=True):
             if name in given:  # a metric method learns no head
                 assert parameter.shape == given[name].shape, f"{name}: {parameter.shape}"
                 parameter.copy_(given[name])
     return module
 
 
-def names(job: Job) -> list[str]:
+def parameter_names(job: Job) -> list[str]:
     return [name for name, _ in job.net.module.named_parameters()]
 
 
-def convolutions(values: Mapping[str, object], channels: int) -> nn.Sequential:
+def conv_body(values: Mapping[str, object], channels: int) -> nn.Sequential:
     width, eps, layers = values["width"], values["eps"], values["layers"]
     assert isinstance(width, int)
     assert isinstance(eps, float)
@@ -57,10 +59,10 @@ def convolutions(values: Mapping[str, object], channels: int) -> nn.Sequential:
             nn.ReLU(),
             *([nn.MaxPool2d(2)] if pools else []),
         ]
-    return nn.Sequential(*parts, nn.Flatten() if values["pooling"] == "flatten" else Mean())
+    return nn.Sequential(*parts, nn.Flatten() if values["pooling"] == "flatten" else GlobalMean())
 
 
-def dense(values: Mapping[str, object], features: int) -> nn.Sequential:
+def mlp_body(values: Mapping[str, object], features: int) -> nn.Sequential:
     sizes = values["sizes"]
     assert isinstance(sizes, list | tuple)
     parts: list[nn.Module] = []

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import measure
-from bench.accuracy import QUICK_WORDS, job_on
-from bench.peers import objective, tasks
-from bench.twin import twin
-from bench.workloads import Job, configured
+from bench import timing
+from bench.peer_loops import each_task, task_loss
+from bench.time_to_accuracy import QUICK_WORDS, job_on
+from bench.torch_modules import torch_module
+from bench.workloads import Job, load_config
 from metarun.algos.maml import MAML
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import TaskData
@@ -29,33 +29,33 @@ QUICK_EPISODES, GATE_EPISODES = 6, 4
 Scores = Callable[[Episode], Tensor]
 
 
-def measured(device: torch.device, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(device: torch.device, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     words = (*WORDS, *QUICK_WORDS) if quick else WORDS
-    config = dataclasses.replace(configured(words), device=device)
+    config = dataclasses.replace(load_config(words), device=device)
     data, count = open_data(config, say), QUICK_EPISODES if quick else EPISODES
     drawn = data.tasks("test", config.task.test, config.seed)
     batches = [drawn(torch.arange(first, min(first + BATCH, count))) for first in range(0, count, BATCH)]
     job = _job(config, data, batches[0], torch.float32)
     exact = _job(config, data, drawn(torch.arange(GATE_EPISODES)), torch.float64)
     expected = learn2learn(exact)(exact.episode)
-    makers = {"vmap": _ours("off"), "learn2learn": learn2learn, **({} if quick else {"compiled": _ours("on")})}
+    makers = {"vmap": _metarun("off"), "learn2learn": learn2learn, **({} if quick else {"compiled": _metarun("on")})}
     rows: dict[str, Any] = {}
     for name, make in makers.items():
         say(f"scores: {name}: gate")
         error = float((make(exact)(exact.episode) - expected).norm() / expected.norm())
-        if not error < measure.TOLERANCE:
+        if not error < timing.TOLERANCE:
             raise SystemExit(f"{name}: outputs in float64 differ from learn2learn's by {error:.1e}")
         rows[name] = {"error": error, "seconds": []}
     contenders = {name: make(job) for name, make in makers.items()}
     for number, episode in enumerate((batches[0], *batches)):
         for name, scores in contenders.items():
-            took = measure.seconds(partial(scores, episode), device, once=True)
+            took = timing.seconds(partial(scores, episode), device, once=True)
             if number:  # the first warms up, and compiles
                 rows[name]["seconds"].append(took)
         say(f"scores: {min(number * BATCH, count)} of {count} episodes")
     for row in rows.values():
         row["total_s"] = sum(row["seconds"])
-    return {"words": list(words), "episodes": count, "rows": measure.compared(rows)}
+    return {"words": list(words), "episodes": count, "rows": timing.with_ratios(rows)}
 
 
 def _job(config: RunConfig, data: TaskData, episode: Episode, dtype: torch.dtype) -> Job:
@@ -67,7 +67,7 @@ def _job(config: RunConfig, data: TaskData, episode: Episode, dtype: torch.dtype
     return dataclasses.replace(job, meta=meta)
 
 
-def _ours(compile: str) -> Callable[[Job], Scores]:
+def _metarun(compile: str) -> Callable[[Job], Scores]:
     def make(job: Job) -> Scores:
         engine = dataclasses.replace(job.config.engine, compile=compile).build(job.algo, job.net)
         return lambda episode: engine.scores(job.meta, episode)
@@ -79,14 +79,14 @@ def learn2learn(job: Job) -> Scores:
     """clone, adapt, look: without the graph that only training needs."""
     library, algo = quiet_import("learn2learn"), job.algo
     assert isinstance(algo, MAML), f"no loop for {algo}"
-    learned = library.algorithms.MAML(twin(job), lr=algo.inner_lr, first_order=True)
+    learned = library.algorithms.MAML(torch_module(job), lr=algo.inner_lr, first_order=True)
 
     def one(x_s: Tensor, y_s: Tensor, x_q: Tensor) -> Tensor:
         learner = learned.clone()
         for _ in range(algo.test_steps):
-            learner.adapt(objective(learner(x_s), y_s))
+            learner.adapt(task_loss(learner(x_s), y_s))
         with torch.no_grad():
             found: Tensor = learner(x_q)
         return found
 
-    return lambda episode: torch.stack([one(x_s, y_s, x_q) for x_s, y_s, x_q, _ in tasks(episode)])
+    return lambda episode: torch.stack([one(x_s, y_s, x_q) for x_s, y_s, x_q, _ in each_task(episode)])

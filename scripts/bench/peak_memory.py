@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from bench import contenders, environment, machine
-from bench.absent import Absent
+from bench import contenders, machine, peer_packages
+from bench.unavailable import Unavailable
 from bench.workloads import Workload, make_job
 
 PATIENCE_S = 900
@@ -32,7 +32,7 @@ def peak_mb(
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(theirs, workload, choice, str(device), threads, quick))
-    with _findable(context):
+    with _with_bench_on_path(context):
         process.start()
     theirs.close()
     found: float | None = None
@@ -47,9 +47,9 @@ def peak_mb(
 
 
 @contextlib.contextmanager
-def _findable(context: ForkServerContext) -> Iterator[None]:
+def _with_bench_on_path(context: ForkServerContext) -> Iterator[None]:
     """The server that is forked from does not inherit this process's path."""
-    context.set_forkserver_preload(["bench.preloaded"])
+    context.set_forkserver_preload(["bench.preload"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *([before] if before else [])])
     try:
@@ -66,31 +66,33 @@ def _measure(
 ) -> None:
     try:
         pipe.send(_above_imports(workload, choice, torch.device(device), threads, quick))
-    except (Absent, RuntimeError, OSError, KeyError, AttributeError):
+    except (Unavailable, RuntimeError, OSError, KeyError, AttributeError):
         pipe.send(None)
 
 
 def _above_imports(
     workload: Workload, choice: contenders.Choice, device: torch.device, threads: int, quick: bool
 ) -> float:
-    machine.settle(threads)
-    environment.offer()
-    _run(workload, choice, device, quick=True, tasks=2)  # brings in the code, at next to no memory
-    base = _now(device)
-    _run(workload, choice, device, quick, tasks=None)
+    machine.set_threads_and_allocator(threads)
+    peer_packages.add_to_path()
+    _run_meta_steps(workload, choice, device, quick=True, tasks=2)  # brings in the code, at next to no memory
+    base = _start_counting(device)
+    _run_meta_steps(workload, choice, device, quick, tasks=None)
     return (_peak(device) - base) / 2**20
 
 
-def _run(workload: Workload, choice: contenders.Choice, device: torch.device, quick: bool, tasks: int | None) -> None:
+def _run_meta_steps(
+    workload: Workload, choice: contenders.Choice, device: torch.device, quick: bool, tasks: int | None
+) -> None:
     job = make_job(workload, device, torch.float32, tasks, quick)
     with ExitStack() as until:
         step = contenders.build(choice, job, until).step
         for _ in range(STEPS):
             step(job.episode)
-    machine.wait_for(device)
+    machine.synchronize(device)
 
 
-def _now(device: torch.device) -> int:
+def _start_counting(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bench import machine
 from bench.contenders import AUTO, choose
-from bench.peers import learn2learn_on
-from bench.twin import names, twin
-from bench.workloads import Job, Workload, configured
+from bench.peer_loops import learn2learn_with
+from bench.torch_modules import parameter_names, torch_module
+from bench.workloads import Job, Workload, load_config
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import Tasks
 from metarun.measures import primary_measure
@@ -55,7 +55,7 @@ class Limits:
         return (*WORDS, *QUICK_WORDS) if self.quick else WORDS
 
 
-def measured(limits: Limits, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(limits: Limits, say: Callable[[str], None]) -> dict[str, Any]:
     """On a CPU of several cores both run at once, each on a core of its own; else one after the other."""
     together = limits.device == "cpu" and (os.cpu_count() or 1) > 1
     context = multiprocessing.get_context("spawn")
@@ -68,10 +68,10 @@ def measured(limits: Limits, say: Callable[[str], None]) -> dict[str, Any]:
         theirs.close()
         waiting.append((name, ours, process))
         if not together:
-            runs[name] = _heard(*waiting.pop(), say)
+            runs[name] = _receive_curve(*waiting.pop(), say)
     for place in waiting:
-        runs[place[0]] = _heard(*place, say)
-    config = configured(limits.words)
+        runs[place[0]] = _receive_curve(*place, say)
+    config = load_config(limits.words)
     return {
         "target": limits.target,
         "words": list(limits.words),
@@ -83,7 +83,7 @@ def measured(limits: Limits, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def _heard(name: str, pipe: Connection, process: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def _receive_curve(name: str, pipe: Connection, process: Any, say: Callable[[str], None]) -> dict[str, Any]:
     curve: list[dict[str, float]] = []
     while True:
         try:
@@ -98,10 +98,10 @@ def _heard(name: str, pipe: Connection, process: Any, say: Callable[[str], None]
 
 
 def _run(pipe: Connection, name: str, limits: Limits) -> None:
-    machine.settle(1)
-    config = configured(limits.words)
+    machine.set_threads_and_allocator(1)
+    config = load_config(limits.words)
     device = torch.device(limits.device)
-    parts, train, validate = _prepared(config, device, limits)
+    parts, train, validate = _prepare(config, device, limits)
     quiet_import("learn2learn")  # nobody's time
     begin = time.perf_counter()
     advance = ADVANCES[name](config, parts, train, limits)
@@ -112,7 +112,7 @@ def _run(pipe: Connection, name: str, limits: Limits) -> None:
         for _ in range(every):
             meta = advance(_episode(train, config, step), step)
             step += 1
-        machine.wait_for(device)
+        machine.synchronize(device)
         seconds += time.perf_counter() - start
         score = validate(meta)
         pipe.send({"step": step, "seconds": seconds, "accuracy": score})
@@ -120,7 +120,7 @@ def _run(pipe: Connection, name: str, limits: Limits) -> None:
     pipe.send(reached)
 
 
-def _prepared(config: RunConfig, device: torch.device, limits: Limits) -> tuple[Parts, Tasks, Callable[[Meta], float]]:
+def _prepare(config: RunConfig, device: torch.device, limits: Limits) -> tuple[Parts, Tasks, Callable[[Meta], float]]:
     config = dataclasses.replace(config, device=device)
     data = open_data(config, lambda _: None)
     parts = build_parts(config, data)
@@ -162,14 +162,14 @@ def _metarun(config: RunConfig, parts: Parts, train: Tasks, limits: Limits) -> A
 
 def _learn2learn(config: RunConfig, parts: Parts, train: Tasks, _limits: Limits) -> Advance:
     job = job_on(config, parts, _episode(train, config, 0))
-    module = twin(job)
-    meta_gradient = learn2learn_on(job, module)
+    module = torch_module(job)
+    meta_gradient = learn2learn_with(job, module)
     optimizer = config.optim.cls(module.parameters(), **config.optim.values)
-    weights: dict[str, Tensor] = {n: p.detach() for n, p in zip(names(job), module.parameters(), strict=True)}
+    weights: dict[str, Tensor] = {n: p.detach() for n, p in zip(parameter_names(job), module.parameters(), strict=True)}
 
     def advance(episode: Episode, _step: int) -> Meta:
         found = meta_gradient(episode)["weights"]
-        for name, parameter in zip(names(job), module.parameters(), strict=True):
+        for name, parameter in zip(parameter_names(job), module.parameters(), strict=True):
             parameter.grad = found[name]
         optimizer.step()
         optimizer.zero_grad()
