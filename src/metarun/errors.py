@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -20,5 +19,7 @@ class RunError(Exception):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The text ', did you mean X?' for the known word X that is most like `word`; empty if none is like it."""
+    import difflib  # here, since `import metarun` stays light
+
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]}?" if close else ""

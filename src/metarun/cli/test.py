@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.config.compose import Composed, compose, compose_over
+from metarun.config.compose import compose_over, composed_from_stored
 from metarun.config.convert import values_of
 from metarun.config.device import set_tf32
-from metarun.config.places import groups
-from metarun.config.renamed import key_of, tell, translated, translated_choices
+from metarun.config.renamed import key_of, tell
 from metarun.config.schema import RunConfig, check_capacities, load
 from metarun.data.tasks.contracts import shape_name
 from metarun.errors import ConfigError
@@ -28,7 +27,6 @@ from metarun.track.console import Console, say, show_result
 from metarun.train.interrupt import Interrupted, listening
 from metarun.types import Artifacts, Meta
 
-COMPUTED = ("tuned", "experiment")  # groups whose file follows from the others, or changes them
 FREE = ("data", "task", "eval", "algo", "engine", "device", "tf32", "seed")
 
 
@@ -44,27 +42,34 @@ def test(words: list[str]) -> int:
             f"{folder}: holds no best.pt; a run directory looks like outputs/glyphs-5w1s/maml-1a2b3c4d/seed0"
         )
     trained = read(best, torch.device("cpu"))
-    config = _config(trained["about"], words[1:], run_dir(folder).split)
+    config = _test_config(trained["about"], words[1:], run_dir(folder).split)
     keep_pages(config.allocator)
     set_tf32(config.tf32)
     data = open_data(config, say)
     check_capacities(config, data, ("test",))
     parts = build_parts(config, data)
-    _fill(parts.meta, trained["meta"], config)
-    shape = shape_name(config.task.test)
-    place = folder / "test" / f"{config.choices['data']}-{shape}-{config.signature}" / f"seed{config.seed}"
+    _load_trained(parts.meta, trained["meta"], config)
+    place = _test_folder(folder, config)
     with locked(place) as run:
         write_or_match_config(run, config)
         summary = read_summary(run)
         if summary is None:
             origin = {"run": str(folder), "best_step": trained["step"], "protocol": protocol(config)}
-            return _carry_out(config, parts, run, origin)
+            return _test_and_write(config, parts, run, origin)
         say(f"{place}: this test was made before; its result:")
         show_result(summary, place)
         return 0
 
 
-def _carry_out(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str, Any]) -> int:
+def _test_folder(folder: Path, config: RunConfig) -> Path:
+    """Where the test is kept; one that the previous version made is found by the signature of its key names."""
+    name = f"{config.choices['data']}-{shape_name(config.task.test)}"
+    signatures = (config.signature, config.signature_of_previous_version)
+    now, before = (folder / "test" / f"{name}-{signature}" / f"seed{config.seed}" for signature in signatures)
+    return before if before.exists() and not now.exists() else now
+
+
+def _test_and_write(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str, Any]) -> int:
     console = Console(f"meta-test of {origin['run']}", 0, 0, primary_measure(config.kind))
     exit_code = 1
     with listening() as stop:
@@ -86,8 +91,8 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str
     return exit_code
 
 
-def _config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfig:
-    """The run's own configuration with what a test may change; the training shape becomes that of the test."""
+def _test_config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfig:
+    """The run's configuration, changed by `words`. The task shape of training becomes that of the test."""
     for word in words:
         key = key_of(word)
         if key.split(".")[0] not in FREE or key == "algo" or key.startswith("task.train"):
@@ -95,9 +100,7 @@ def _config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfi
                 f"{key}: was settled when the run was trained; a test may set {', '.join(FREE[:3])}, "
                 f"algo.KEY, {', '.join(FREE[4:])}"
             )
-    choices = translated_choices(about["choices"], groups())
-    now = compose([f"{group}={choice}" for group, choice in choices.items() if group not in COMPUTED])
-    base = Composed(_filled(translated(about["config"]).plain, now.plain), choices)
+    base = composed_from_stored(about["config"], about["choices"])
     composed = compose_over(base, words)
     tell(composed.renamed)
     task = dict(values_of(composed.plain, "task"))
@@ -112,26 +115,17 @@ def _config(about: Mapping[str, Any], words: list[str], split: Path) -> RunConfi
     return config
 
 
-def _filled(values: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run said, and what it could not yet say: keys that came with a later version."""
-    both = {key: (values.get(key), now.get(key)) for key in {**now, **values}}
-    return {
-        key: _filled(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else values.get(key, new)
-        for key, (old, new) in both.items()
-    }
-
-
-def _fill(meta: Meta, trained: Meta, config: RunConfig) -> None:
-    """The trained values; of a head for more ways than asked, its first rows."""
+def _load_trained(meta: Meta, trained: Meta, config: RunConfig) -> None:
+    """Fills `meta` with the trained values. A head for more ways than the test has gives its first rows."""
     for group, params in meta.items():
         for name, value in params.items():
             if name.startswith("head.") and not config.algo.uses_head:
                 params[name] = trained[group][name].to(value)  # of the training classes, however many they were
             else:
-                value.copy_(_fitting(trained[group][name], value, name, config))
+                value.copy_(_rows_that_fit(trained[group][name], value, name, config))
 
 
-def _fitting(trained: Tensor, wanted: Tensor, name: str, config: RunConfig) -> Tensor:
+def _rows_that_fit(trained: Tensor, wanted: Tensor, name: str, config: RunConfig) -> Tensor:
     if trained.shape == wanted.shape:
         return trained
     rows = wanted.shape[0]

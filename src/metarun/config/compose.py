@@ -23,12 +23,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.places import conf_dir, groups
-from metarun.config.renamed import CHOICES, OLD_KEYS, translated, translated_words
+from metarun.config.renamed import CHOICES, OLD_KEYS, translated, translated_choices, translated_words
 from metarun.errors import ConfigError, nearest
 
 ROOT = "run"
 HYDRA_BEHAVIOUR = "1.3"  # the version of Hydra whose defaults hold
 ONE_AFTER_ANOTHER = "BasicSweeper"  # Hydra's own sweeper
+COMPUTED_GROUPS = ("tuned", "experiment")  # their file follows from the other choices, or changes them
 _MISSING = object()
 
 
@@ -114,6 +115,25 @@ def compose_over(base: Composed, words: Sequence[str]) -> Composed:
             raise ConfigError(unknown_key(key))
         OmegaConf.update(plain, key, value, force_add=key in OLD_KEYS)
     return _completed(_composed(plain, choices), words, lines)
+
+
+def composed_from_stored(plain: Mapping[str, object], choices: Mapping[str, str]) -> Composed:
+    """The configuration of a run of any earlier version: today's names, and today's defaults for keys it lacks."""
+    stored, today = translated(plain).plain, translated_choices(choices, groups())
+    try:
+        now = compose([f"{group}={name}" for group, name in today.items() if group not in COMPUTED_GROUPS]).plain
+    except ConfigError:  # a choice from a folder of the user's own, which is not searched now
+        return Composed(stored, today)
+    return Composed(_filled(stored, now), today)
+
+
+def _filled(values: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """`values`, and `defaults` for keys that are not among them."""
+    filled = dict(defaults)
+    for key, value in values.items():
+        inner = defaults.get(key)
+        filled[key] = _filled(value, inner) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
+    return filled
 
 
 def complete_shell(words: Sequence[str]) -> None:

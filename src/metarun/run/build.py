@@ -18,10 +18,10 @@ from metarun.data.tasks.contracts import ClassificationData, TaskData, Tasks
 from metarun.engine.compile.cuda_graph import Captured
 from metarun.engine.vmap import Vmap
 from metarun.errors import ConfigError
-from metarun.models.functional import build_net
+from metarun.models.functional import FunctionalNet, build_net
 from metarun.train.outer import OuterStep, Update, as_launched, init_memories
 from metarun.train.state import State, learned
-from metarun.types import Engine, Meta, Net
+from metarun.types import Engine, Meta, Net, Params
 
 DTYPE = torch.float32
 ALGO_SEED_OFFSET = 1 << 32  # keeps what an algorithm draws apart from what the net drew by the same seed
@@ -55,11 +55,7 @@ def build_parts(config: RunConfig, data: TaskData) -> Parts:
     outputs = config.task.train.ways_range[1] if config.kind == "classes" else 1
     if config.algo.trains_on == "batches":
         outputs = cast(ClassificationData, data).num_training_classes
-    try:
-        net, weights = build_net(config.model.path, dict(config.model.values), data.item_shape, outputs, config.seed)
-    except ValueError as error:
-        raise ConfigError(f"model={config.choices['model']}: {error}") from error
-    net.module.to(config.device)
+    net, weights = configured_net(config, data.item_shape, outputs)
     try:
         meta = config.algo.init(net, weights, config.seed + ALGO_SEED_OFFSET)
     except ValueError as error:
@@ -70,6 +66,16 @@ def build_parts(config: RunConfig, data: TaskData) -> Parts:
     except ValueError as error:
         raise ConfigError(f"engine={config.choices['engine']}: {error}") from error
     return Parts(data, net, meta, engine)
+
+
+def configured_net(config: RunConfig, item_shape: tuple[int, ...], outputs: int) -> tuple[FunctionalNet, Params]:
+    """The network on the run's device, and its first weights."""
+    try:
+        net, weights = build_net(config.model.path, dict(config.model.values), item_shape, outputs, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"model={config.choices['model']}: {error}") from error
+    net.module.to(config.device)
+    return net, weights
 
 
 def train_tasks(config: RunConfig, data: TaskData) -> Tasks:

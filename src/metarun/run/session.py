@@ -13,6 +13,7 @@ from metarun.run.build import Parts, build_outer_step, new_state
 from metarun.run.checkpoint import read, save
 from metarun.run.directory import RunDir, run_id
 from metarun.run.execution import Plan
+from metarun.run.item_format import item_format_of
 from metarun.run.provenance import protocol
 from metarun.track import Trackers
 from metarun.track.console import Console
@@ -31,6 +32,7 @@ class Session:
         self.config, self.run, self.stop, self.plan = config, run, stop, plan
         self.protocol = {**protocol(config), "execution": plan.numerics()}
         self._known = {"config": dict(config.plain), "choices": dict(config.choices), "protocol": self.protocol}
+        self._known["item"] = item_format_of(parts.data).saved()
         self.measure = primary_measure(config.kind)
         self.state = new_state(config, parts.meta)
         self.outer = build_outer_step(config)
