@@ -43,6 +43,29 @@ def test_killed_five_times_and_never(algo: str, alone: Path) -> None:
     assert outcome(only_run(alone / "killed")) == outcome(only_run(alone / "whole"))
 
 
+CHAIN = [
+    "train.outer=[{skip_not_finite: 3},{clip_by_norm: 1.0},{accumulate: 4},{moving_average: 0.9}]",
+    "eval.weights=average",
+]
+
+
+def test_killed_and_never_with_every_outer_transform(alone: Path) -> None:
+    """Saved at every step: within accumulated ones too."""
+    words = [*WORDS, *CHAIN, "train.steps=100"]
+    draw = random.Random()  # other moments every time
+    for _ in range(3):
+        before = rows(alone / "killed")
+        going = start([*words, "out=killed"], alone)
+        wait_until(lambda before=before: rows(alone / "killed") != before, going)  # type: ignore[misc]  # bound by default
+        time.sleep(draw.uniform(0, 0.4))
+        going.kill()
+        going.communicate()
+        assert going.returncode in (-signal.SIGKILL, 0)
+    run_to_end([*words, "out=killed"], alone)
+    run_to_end([*words, "out=whole"], alone)
+    assert outcome(only_run(alone / "killed")) == outcome(only_run(alone / "whole"))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, code: int, alone: Path) -> None:
     words = [*WORDS, "train.save_every=1000", "train.steps=80"]

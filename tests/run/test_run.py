@@ -124,6 +124,39 @@ def test_non_finite_loss_names_step_tasks_and_checkpoint(alone: Path, capsys: py
     assert all(value.isfinite().all() for value in content["meta"]["weights"].values())
 
 
+def test_skipped_steps_are_counted_and_the_run_gives_up(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for word in TINY if not word.startswith("model")]
+    words += ["data=sine", "task.queries=2", "train.outer=[{skip_not_finite: 5}]", "train.log_every=1"]
+    assert main(words) == 0
+    assert json.loads((only_run(alone / "outputs") / "summary.json").read_text())["train/skipped"] == 0
+    assert main([*words, "algo.inner_lr=1e30", "out=never"]) == 1
+    err = capsys.readouterr().err
+    assert "step 4: the loss or its gradient is not finite, on training tasks 8 to 9" in err
+    assert "and skip_not_finite gives up after 5 in a row" in err
+    assert len(err.splitlines()) == 1
+    rows = [json.loads(line) for line in (only_run(alone / "never") / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/skipped"] for row in rows if "train/skipped" in row] == [1, 2, 3, 4]
+    assert all(row["train/loss"] is None for row in rows if "train/skipped" in row)
+
+
+def test_the_average_of_the_weights_is_what_is_validated_kept_and_tested(alone: Path) -> None:
+    chain = "train.outer=[{moving_average: 0.9}]"
+    assert main([*TINY, chain, "out=trained"]) == 0
+    assert main([*TINY, chain, "eval.weights=average", "out=average"]) == 0
+    trained, average = (
+        torch.load(only_run(alone / out) / "last.pt", weights_only=True) for out in ("trained", "average")
+    )
+    for name, value in trained["meta"]["weights"].items():
+        assert torch.equal(value, average["meta"]["weights"][name])  # the training is the same
+    best = torch.load(only_run(alone / "average") / "best.pt", weights_only=True)
+    [memory] = best["outer"]
+    for place, value in enumerate(best["meta"]["weights"].values()):
+        assert torch.allclose(value, memory["sum"][place] / (1 - 0.9 ** best["step"]), rtol=1e-6)
+    summary = json.loads((only_run(alone / "average") / "summary.json").read_text())
+    assert summary["protocol"]["weights"] == "average"
+    assert summary["protocol"]["outer"] == [{"moving_average": 0.9}]
+
+
 def test_an_unwritable_place_is_named(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (alone / "file").write_text("")
     assert main([*TINY, "out=file"]) == 1

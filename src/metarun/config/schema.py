@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -295,9 +295,10 @@ def _outer_transform(spec: object, key: str) -> OuterTransform:
     """{name: number}, {name: {field: number}}, or {_target_: a class of the user's, field: number}."""
     if isinstance(spec, Mapping) and TARGET in spec:
         cls = target_class(spec, key)
-        if not issubclass(cls, OuterTransform):
-            raise ConfigError(f"{key}.{TARGET}={spec[TARGET]}: need a class derived from {OuterTransform.__name__}")
-        return build(cls, spec, key)
+        made = build(cls, spec, key) if is_dataclass(cls) else None
+        if not isinstance(made, OuterTransform):
+            raise ConfigError(f"{key}.{TARGET}={spec[TARGET]}: need a dataclass derived from {OuterTransform.__name__}")
+        return made
     if not isinstance(spec, Mapping) or len(spec) != 1:
         raise ConfigError(f"{key}={spec}: need one name and its value, such as {{clip_by_norm: 10.0}}")
     [(name, value)] = spec.items()

@@ -143,8 +143,8 @@ def _not_finite(config: RunConfig, run: RunDir, bad: NonFinite) -> str:
     last = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint was saved before"
     first = bad.step * config.train.meta_batch
     which = f"on training tasks {first} to {first + config.train.meta_batch - 1}"
-    if bad.in_a_row > 1:
-        which = f"for the {bad.in_a_row}th step in a row (train.outer has skip_not_finite), {which}"
+    if any(transform.skips for transform in config.train.outer):
+        which += f", and skip_not_finite gives up after {bad.in_a_row} in a row"
     return (
         f"step {bad.step}: the loss or its gradient is not finite, {which}; {last}. "
         "Lower algo.inner_lr or optim.lr, or set train.outer=[{clip_by_norm: 10.0}]"

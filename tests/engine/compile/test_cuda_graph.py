@@ -125,12 +125,27 @@ def advanced(state: State, outer: OuterStep, until: int) -> None:
         state.step += 1
 
 
+CHAINS = {  # transforms of the outer step -> graphs, and those of a run resumed at step 4
+    "[{clip_by_value: 0.1}]": (1, 1),
+    "[{clip_by_norm: 0.5}]": (1, 1),
+    "[{accumulate: 2},{clip_by_norm: 0.5}]": (2, 2),
+    "[{skip_not_finite: 3}]": (1, 1),
+    "[{moving_average: 0.5}]": (1, 1),
+    "[{skip_not_finite: 3},{clip_by_norm: 0.5},{accumulate: 2},{moving_average: 0.5}]": (
+        2,
+        0,
+    ),  # after a first step as launched
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("optim", ["adam", "adamw"])
-def test_a_replayed_outer_step_equals_the_launched_one(optim: str, tmp_path: Path) -> None:
-    plain, launched = begun(configured(f"optim={optim}"))
+def test_a_replayed_outer_step_equals_the_launched_one(optim: str, chain: str, tmp_path: Path) -> None:
+    plain, launched = begun(configured(f"optim={optim}", f"train.outer={chain}"))
     advanced(plain, launched, 8)
     assert Graph.made == 0
-    cuda = dataclasses.replace(configured(f"optim={optim}"), device=torch.device("cuda"))
+    words = (f"optim={optim}", f"train.outer={chain}")
+    cuda = dataclasses.replace(configured(*words), device=torch.device("cuda"))
     state, outer = begun(cuda)
     advanced(state, outer, 4)
     again, resumed = begun(cuda)
@@ -142,7 +157,10 @@ def test_a_replayed_outer_step_equals_the_launched_one(optim: str, tmp_path: Pat
             moved = each.meta["weights"][name] - 1
             assert torch.allclose(moved, value - 1, rtol=1e-4), name  # torch then counts steps in float32
             assert torch.equal(each.meta["weights"][name], state.meta["weights"][name])
-    assert Graph.made == 2
+        assert all(map(torch.equal, tree_leaves(each.outer), tree_leaves(state.outer)))
+    for found, wanted in zip(tree_leaves(state.outer), tree_leaves(plain.outer), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-5)
+    assert Graph.made == sum(CHAINS[chain])
 
 
 @pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")])
