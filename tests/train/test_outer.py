@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarun.config.compose import compose
 from metarun.config.schema import RunConfig, load
-from metarun.engine.vmap import Vmap
 from metarun.errors import ConfigError
 from metarun.train.finite import NonFinite
 from metarun.train.outer import (
@@ -32,6 +31,7 @@ from metarun.train.outer import (
 from metarun.train.schedule import Constant, Linear, Schedule
 from metarun.train.state import OuterMemory, State, learned
 from metarun.types import Aux, Meta
+from support.engines import vmap_engine
 from support.small import SEED, episodes, maml, network
 
 SGD: dict[str, Any] = {"cls": torch.optim.SGD, "lr": 0.1}
@@ -118,7 +118,7 @@ def test_accumulated_batches_equal_one_large_batch(optim: dict[str, Any], clip: 
     """4 batches of 3 tasks, and one of the 12: the same learning to float noise, by real meta-gradients of MAML."""
     net, weights = network("mlp")
     algo = maml("batch")
-    engine = Vmap(chunk=None).build(algo, net)
+    engine = vmap_engine(chunk=None).build(algo, net)
     stacks = [[episodes("mlp", seed=10 * number + part) for part in range(4)] for number in range(5)]
     ends = []
     for transforms in ([Accumulate(4), *clip], clip):

@@ -295,7 +295,7 @@ def _outer_transform(spec: object, key: str) -> OuterTransform:
     """{name: number}, {name: {field: number}}, or {_target_: a class of the user's, field: number}."""
     if isinstance(spec, Mapping) and TARGET in spec:
         cls = target_class(spec, key)
-        made = build(cls, spec, key) if is_dataclass(cls) else None
+        made: object = build(cls, spec, key) if is_dataclass(cls) else None
         if not isinstance(made, OuterTransform):
             raise ConfigError(f"{key}.{TARGET}={spec[TARGET]}: need a dataclass derived from {OuterTransform.__name__}")
         return made

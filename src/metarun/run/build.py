@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -92,11 +93,12 @@ def new_state(config: RunConfig, meta: Meta) -> State:
 
 
 def build_optimizer(config: RunConfig, parameters: list[Tensor]) -> Optimizer:
-    """On a GPU one whose state lies there as a whole, where a graph or a skipped step needs that and torch has one."""
+    """On a GPU, its whole state lies there if a CUDA graph or a skipped step needs that and torch has such a kind."""
     optim = config.optim
     values = dict(optim.values)
-    skips = any(transform.skips for transform in config.train.outer)
-    if (_captures(config) or (skips and config.device.type == "cuda")) and _capturable(optim.cls):
+    skips = config.device.type == "cuda" and any(transform.skips for transform in config.train.outer)
+    if (_captures(config) or skips) and _capturable(optim.cls):
+        warnings.filterwarnings("ignore", message=".*capturable=True.*")  # torch: meant for CUDA graphs alone
         values.update(lr=torch.tensor(values["lr"], device=parameters[0].device), capturable=True)
     made: Optimizer = optim.cls(parameters, **values)
     return made
