@@ -1,4 +1,4 @@
-"""The exercise in docs/new-algorithm.md, done as it stands: one file, one YAML, and the contract suite as it is."""
+"""The exercises of docs/new-algorithm.md and docs/new-model.md, done as they stand, inside the project and outside."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from metarun.cli.main import main
+from metarun.config.compose import Composed, compose
+from metarun.config.schema import load
+from metarun.models.functional import build_net
 from metarun.types import Kind
 from support.contract import NAMES, algorithm
 from support.runs import TINY
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "new-algorithm.md"
+MODEL_PAGE = ROOT / "docs" / "new-model.md"
 LINES = 60
 CONTRACT = 15  # tests of the contract suite for an algorithm of both kinds
 
@@ -54,6 +62,57 @@ def test_it_passes_the_contract_suite_untouched_and_runs(tmp_path: Path) -> None
     assert int(passed[1]) >= CONTRACT
     tiny = ", ".join(map(repr, ["metarun", "algo=signmaml", *TINY]))
     do("-c", f"import sys; from metarun.cli.main import console; sys.argv = [{tiny}]; sys.exit(console())")
+
+
+def outside(page: Path, folder: Path) -> list[str]:
+    """Writes the files that the page places in a folder of the user's own, and returns their names."""
+    files = re.findall(r"`([\w/]+\.(?:py|yaml))`, in a folder[^\n]*:\n\n```\w+\n(.*?)```", page.read_text(), re.DOTALL)
+    for name, text in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return [name for name, _ in files]
+
+
+def composed_outside(folder: Path, *words: str) -> Composed:
+    return compose([*words, f"hydra.searchpath=[file://{folder / 'conf'}]", "track=local"])
+
+
+def test_a_yaml_outside_the_project_extends_one_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert outside(PAGE, tmp_path) == ["conf/algo/maml_body.yaml"]
+    ours, own = compose(["algo=maml", "track=local"]), composed_outside(tmp_path, "algo=maml_body")
+    differing = {"steps": 2, "adapt": ["body.blocks.3.*", "head.*"]}
+    assert own.plain["algo"] == {
+        **ours.plain["algo"],
+        "inner_lr": 0.4,
+        **differing,
+    }  # glyphs_maml.yaml tunes maml alone
+    words = ["algo=maml_body", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "track=local"]
+    assert main(["show", *words]) == 0
+    shown = capsys.readouterr().out
+    assert f"{tmp_path / 'conf' / 'algo' / 'maml_body.yaml'}:3" in shown
+    assert "conf/algo/maml.yaml:" in shown
+    assert "conf/algo/_descent.yaml:" in shown
+
+
+def test_a_backbone_outside_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sorted(outside(MODEL_PAGE, tmp_path)) == [
+        "backbones.py",
+        "conf/model/conv4_group.yaml",
+        "conf/model/l2l_cnn4_small.yaml",
+        "conf/model/separable.yaml",
+    ]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("separable", "l2l_cnn4_small", "conv4_group"):
+        composed = composed_outside(tmp_path, f"model={name}")
+        config = load(composed.plain, composed.choices)
+        net, weights = build_net(config.model.path, dict(config.model.values), (1, 28, 28), 5, seed=0)
+        assert net(weights, torch.rand(4, 1, 28, 28))[0].shape == (4, 5)
+        if name == "separable":
+            assert "body.blocks.12.weight" in weights
+    conv4 = compose(["track=local"]).plain["model"]
+    assert composed_outside(tmp_path, "model=conv4_group").plain["model"] == {**conv4, "width": 64, "norm": "group"}
+    words = ["model=separable", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", *TINY]
+    assert main(words) == 0
 
 
 def test_the_readme_knows_every_algorithm_and_its_tasks() -> None:
