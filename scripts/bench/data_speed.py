@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from metarun.config.compose import compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import packed
 from metarun.data.store.pool import Pool
@@ -79,7 +79,7 @@ def load_config(item: tuple[int, int, int], *words: str) -> Any:
     large = item[1] > 28
     model = ["model.downsample=pool", "model.pooling=flatten", "train.meta_batch=4"] if large else []
     composed = compose(["algo=maml", "track=local", "device=cpu", *model, *words])
-    return load(composed.plain, composed.choices)
+    return check_config(composed.plain, composed.choices)
 
 
 def step() -> None:

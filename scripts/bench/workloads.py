@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from metarun.config.compose import compose
-from metarun.config.schema import RunConfig, load
+from metarun.config.schema import RunConfig, check_config
 from metarun.models.functional import FunctionalNet, build_net
 from metarun.types import Algorithm, Batch, Episode, Meta
 
@@ -120,7 +120,7 @@ def select_workloads(wanted: list[str]) -> list[Workload]:
 @cache
 def load_config(words: tuple[str, ...]) -> RunConfig:
     composed = compose([*words, "track=local", "device=cpu"])
-    return load(composed.plain, composed.choices)
+    return check_config(composed.plain, composed.choices)
 
 
 def make_job(

@@ -21,7 +21,7 @@ import torch
 
 from metarun.config.compose import compose
 from metarun.config.places import groups
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.measures import primary_among
 from metarun.run.build import open_data
 
@@ -78,12 +78,12 @@ def wanted(algos: list[str]) -> Iterator[tuple[str, str, int]]:
 
 def kinds(algo: str) -> frozenset[str]:
     composed = compose([f"algo={algo}", "track=local"])
-    return load(composed.plain, composed.choices).algo.kinds
+    return check_config(composed.plain, composed.choices).algo.kinds
 
 
 def finished(words: list[str]) -> bool:
     composed = compose(words)
-    return (ROOT / load(composed.plain, composed.choices).folder / "summary.json").exists()
+    return (ROOT / check_config(composed.plain, composed.choices).folder / "summary.json").exists()
 
 
 def run(job: tuple[str, str, int]) -> None:
@@ -159,7 +159,7 @@ def best(algo: str, found: dict[tuple[str, str], list[dict[str, Any]]]) -> float
 def floor(task: str) -> float:
     """1-nearest neighbour on pixels, on the test episodes of seed 0."""
     composed = compose([f"task={task}", "track=local", "device=cpu"])
-    config = load(composed.plain, composed.choices)
+    config = check_config(composed.plain, composed.choices)
     tasks = open_data(config, lambda _: None).tasks("test", config.task.test, config.seed)
     episode = tasks(torch.arange(config.eval.test_episodes))
     apart_TQS = torch.cdist(episode.query.x.flatten(2), episode.support.x.flatten(2))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from metarun.cli.main import main as metarun
 from metarun.config.compose import compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 
 ALGOS = ("maml", "metaweightnet")
 INNER = ("algo.adapt=[head.*]", "algo.steps=10", "algo.test_steps=10", "algo.loss_reduction=mean")
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 def made(words: list[str]) -> dict[str, Any]:
     """The summary of the run, which is made first where there is none."""
     composed = compose(words)
-    file = load(composed.plain, composed.choices).folder / "summary.json"
+    file = check_config(composed.plain, composed.choices).folder / "summary.json"
     if not file.exists() and metarun(words):
         sys.exit(f"failed: metarun {' '.join(words)}")
     return dict(json.loads(file.read_text()))

@@ -25,12 +25,12 @@ def compose(words: Sequence[str] = ()) -> RunConfig:
     import warnings
 
     from metarun.config.compose import compose as compose_plain
-    from metarun.config.schema import load as load_config
+    from metarun.config.schema import check_config
 
     composed = compose_plain(words)
     for line in composed.renamed:
         warnings.warn(line, FutureWarning, stacklevel=2)
-    return load_config(composed.plain, composed.choices)
+    return check_config(composed.plain, composed.choices)
 
 
 def execute(config: RunConfig) -> Outcome:

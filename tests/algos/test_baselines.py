@@ -16,7 +16,7 @@ from metarun.algos.finetune import FineTune, Scratch
 from metarun.algos.pieces.minibatches import minibatch_rows
 from metarun.cli.main import main
 from metarun.config.compose import compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.errors import ConfigError
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
@@ -273,4 +273,4 @@ def test_a_run_has_one_output_for_each_training_class(name: str, tmp_path: Path)
 def test_mistakes(words: list[str], reason: str) -> None:
     composed = compose(["track=local", *words])
     with pytest.raises(ConfigError, match=f"^{reason}"):
-        load(composed.plain, composed.choices)
+        check_config(composed.plain, composed.choices)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metarun.config.compose import compose
-from metarun.config.schema import RunConfig, load
+from metarun.config.schema import RunConfig, check_config
 from metarun.data.splits import SPLITS
 from metarun.errors import ConfigError
 from metarun.types import Episode, Split
@@ -25,7 +25,7 @@ def drawn(noise: float, index: Tensor, split: Split = "train", seed: int = 3) ->
 
 def configured(*words: str) -> RunConfig:
     composed = compose(["track=local", *words])
-    return load(composed.plain, composed.choices)
+    return check_config(composed.plain, composed.choices)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -13,7 +13,7 @@ from torch import Tensor
 from metarun.algos.descent import step_weights
 from metarun.algos.maml import MAML
 from metarun.config.compose import compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.train.outer import OuterStep
 from metarun.types import BUFFERS, Batch, Episode, Meta, Params
@@ -265,7 +265,7 @@ def test_everything_at_once_has_the_slope_of_its_loss() -> None:
 
 def test_the_outer_rate_falls_by_a_cosine() -> None:
     composed = compose(["algo=mamlpp", "data=omniglot", "track=local", "train.steps=100"])
-    config = load(composed.plain, composed.choices)
+    config = check_config(composed.plain, composed.choices)
     rate = OuterStep(config.schedule, config.optim.values["lr"], 100, []).rate
     for step in (0, 25, 50, 100):
         assert rate(step) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 100)) / 2)

@@ -14,7 +14,7 @@ import torch
 
 from metarun.config.compose import compose
 from metarun.config.device import set_tf32
-from metarun.config.schema import RunConfig, load
+from metarun.config.schema import RunConfig, check_config
 from metarun.run.provenance import peak_mb, protocol
 from metarun.track.console import show_result
 
@@ -37,7 +37,7 @@ def test_both_switches_are_set_either_way() -> None:
 
 def configured() -> RunConfig:
     composed = compose(["data=sine", "track=local", "device=cpu"])
-    return load(composed.plain, composed.choices)
+    return check_config(composed.plain, composed.choices)
 
 
 def test_with_fewer_digits_it_is_another_experiment() -> None:

@@ -11,7 +11,7 @@ from metarun.cli.main import main
 from metarun.config.compose import compose
 from metarun.config.convert import values_of
 from metarun.config.renamed import translated, translated_words, with_previous_names
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from support.runs import TINY, only_run
 
 
@@ -95,7 +95,7 @@ def test_a_finished_run_of_the_previous_version_is_found(alone: Path, capsys: py
     assert main(words) == 0
     new = only_run(alone / "outputs")
     composed = compose(words)
-    config = load(composed.plain, composed.choices)
+    config = check_config(composed.plain, composed.choices)
     assert config.folder.resolve() == new.resolve()
     old = alone / config.folder_of_previous_version
     assert old != new

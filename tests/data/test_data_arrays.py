@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from metarun.config.convert import build
+from metarun.config.convert import dataclass_from
 from metarun.data.sources.arrays import Arrays
 from metarun.data.splits import split_file
 from metarun.data.store.pool import DataError, Pool
@@ -42,7 +42,7 @@ def silent(_: str) -> None:
 
 def arrays(path: Path | None, **changed: Any) -> Arrays:
     values: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/data/arrays.yaml"))
-    return build(Arrays, {**values, "path": path and str(path), **changed}, "data")
+    return dataclass_from(Arrays, {**values, "path": path and str(path), **changed}, "data")
 
 
 @pytest.fixture(autouse=True)

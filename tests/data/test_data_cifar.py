@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.config.convert import build
+from metarun.config.convert import dataclass_from
 from metarun.data.sources.cifar import Cifar
 from metarun.data.splits.class_list import class_list
 from metarun.data.store.pool import DataError, Pool
@@ -31,7 +31,7 @@ def silent(_: str) -> None:
 
 def source(preset: str, **changed: Any) -> Cifar:
     values: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{preset}.yaml"))
-    return build(Cifar, {**values, **changed}, "data")
+    return dataclass_from(Cifar, {**values, **changed}, "data")
 
 
 def small(preset: str, root: Path, **changed: Any) -> Cifar:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 
-from metarun.config.convert import build
+from metarun.config.convert import dataclass_from
 from metarun.data.read.images import Fit
 from metarun.data.sources.folder import Folder
 from metarun.data.splits import split_file
@@ -36,7 +36,7 @@ def silent(_: str) -> None:
 
 def folder(path: Path | None, **changed: Any) -> Folder:
     values: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/data/folder.yaml"))
-    return build(Folder, {**values, "path": path and str(path), "size": SIDE, **changed}, "data")
+    return dataclass_from(Folder, {**values, "path": path and str(path), "size": SIDE, **changed}, "data")
 
 
 @pytest.fixture(autouse=True)

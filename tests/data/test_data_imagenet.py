@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.config.convert import build
+from metarun.config.convert import dataclass_from
 from metarun.data.read.images import Look
 from metarun.data.sources.mini_imagenet import MiniImagenet
 from metarun.data.sources.tiered_imagenet import TieredImagenet, pictures_in
@@ -46,11 +46,11 @@ def values(preset: str, **changed: Any) -> dict[str, Any]:
 
 def mini(root: Path, **changed: Any) -> MiniImagenet:
     own = {"root": str(root), "mirrors": [], "images_per_class": COPIES}
-    return build(MiniImagenet, values("mini_imagenet", **{**own, **changed}), "data")
+    return dataclass_from(MiniImagenet, values("mini_imagenet", **{**own, **changed}), "data")
 
 
 def tiered(root: Path, **changed: Any) -> TieredImagenet:
-    return build(
+    return dataclass_from(
         TieredImagenet, values("tiered_imagenet", **{"root": str(root), "mirrors": [], **SMALL, **changed}), "data"
     )
 
@@ -95,7 +95,7 @@ def check_mini(pool: Pool, lossless: bool = True) -> None:
 
 
 def test_published_classes_of_mini_imagenet() -> None:
-    source = build(MiniImagenet, values("mini_imagenet"), "data")
+    source = dataclass_from(MiniImagenet, values("mini_imagenet"), "data")
     assert source.counts() == {"train": 64, "val": 16, "test": 20}
     assert source.images_per_class * sum(source.counts().values()) == source.facts.images == 60000
     assert len(set(mini_maker.NAMES)) == 100
@@ -234,7 +234,7 @@ def check_tiered(pool: Pool, words: bool = True) -> None:
 
 
 def test_published_counts_of_tiered_imagenet() -> None:
-    source = build(TieredImagenet, values("tiered_imagenet"), "data")
+    source = dataclass_from(TieredImagenet, values("tiered_imagenet"), "data")
     assert source.counts() == {"train": 351, "val": 97, "test": 160}
     assert sum(source.images) == source.facts.images == 779165
     assert (sum(source.classes), sum(source.superclasses)) == (608, 34)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat  # type: ignore[import-untyped]
 
-from metarun.config.convert import build
+from metarun.config.convert import dataclass_from
 from metarun.data.read import tar_archive
 from metarun.data.sources.aircraft import Aircraft
 from metarun.data.sources.cub import Cub
@@ -84,7 +84,7 @@ def folder(tmp_path: Path, shelf: tuple[Path, dict[str, Made]]) -> Callable[[str
 def source(name: str, root: Path | None, made: Made | None = None, **changed: Any) -> Any:
     values: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     values |= {"root": root and str(root), "mirrors": []} if made else {}
-    return build(SOURCES[name], values | (made.values if made else {}) | changed, "data")
+    return dataclass_from(SOURCES[name], values | (made.values if made else {}) | changed, "data")
 
 
 def check(pool: Pool, colours: dict[str, list[Colour]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.config.convert import build
+from metarun.config.convert import dataclass_from
 from metarun.data.sources.quickdraw import Quickdraw
 from metarun.data.splits.class_list import class_list
 from metarun.data.store.pool import DataError
@@ -27,7 +27,7 @@ def silent(_: str) -> None:
 
 def source(root: Path | None, **changed: Any) -> Quickdraw:
     values: Any = OmegaConf.to_container(OmegaConf.load(CONF))
-    return build(Quickdraw, {**values, "root": root and str(root), **changed}, "data")
+    return dataclass_from(Quickdraw, {**values, "root": root and str(root), **changed}, "data")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 
 from metarun.cli.main import main
 from metarun.config.compose import compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.data.sources.mixture import Mixture
 from metarun.data.store.pool import DataError, Pool
 from metarun.data.tasks.contracts import check_fit
@@ -128,7 +128,7 @@ def test_mistakes(words: list[str], parts: list[str]) -> None:
 
 def configured(*words: str) -> object:
     composed = compose(["data=mixture", "track=local", *words])
-    return load(composed.plain, composed.choices)
+    return check_config(composed.plain, composed.choices)
 
 
 def test_a_whole_run_tells_the_result_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from metarun.cli.main import main
 from metarun.config.compose import compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.run import build
 from metarun.types import Aux, Episode, Meta
 from support.contract import NAMES
@@ -25,7 +25,7 @@ pytestmark = [
 
 def step(algo: str, device: str, engine: str) -> tuple[Episode, Meta, Aux]:
     composed = compose([f"algo={algo}", f"device={device}", f"engine={engine}", "model.width=8", "track=local"])
-    config = load(composed.plain, composed.choices)
+    config = check_config(composed.plain, composed.choices)
     parts = build.prepare(config, lambda _: None)
     meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
     episode = build.train_tasks(config, parts.data)(torch.arange(4))
@@ -51,7 +51,7 @@ def test_gpu_equals_cpu(algo: str, engine: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_captured_step_equals_the_launched_one(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "DTYPE", torch.float64)
     composed = compose([f"algo={algo}", "device=cuda", "model.width=8", "track=local", "engine.cuda_graph=on"])
-    config = load(composed.plain, composed.choices)
+    config = check_config(composed.plain, composed.choices)
     parts = build.prepare(config, lambda _: None)
     plain = dataclasses.replace(config.engine, cuda_graph="off").build(config.algo, parts.net)
     meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}

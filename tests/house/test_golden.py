@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from metarun.config.compose import compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.run import build
 
 STORED = Path(__file__).parent / "golden.json"
@@ -32,7 +32,7 @@ def curve(words: list[str]) -> list[float]:
     """float64, so that another processor's rounding stays far below a change of the mathematics."""
     width = [] if "data=sine" in words else ["model.width=8"]
     composed = compose([*words, *width, "track=local", "train.meta_batch=4", f"train.steps={STEPS}"])
-    config = load(composed.plain, composed.choices)
+    config = check_config(composed.plain, composed.choices)
     parts = build.prepare(config, lambda _: None)
     meta = {group: {name: value.double() for name, value in params.items()} for group, params in parts.meta.items()}
     state, outer, train = build.new_state(config, meta), build.build_outer_step(config), config.train

@@ -11,7 +11,7 @@ import pytest
 
 from metarun.cli.main import main
 from metarun.config.compose import compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.errors import RunError
 from metarun.run import execution
 from metarun.run.execution import (
@@ -246,6 +246,6 @@ def test_a_plan_for_another_engine_is_refused(alone: Path, capsys: pytest.Captur
 def test_where_memory_is_saved_no_chunk_is_looked_for() -> None:
     def left(*words: str) -> frozenset[str]:
         composed = compose([*words, "track=local", "device=cpu"])
-        return open_choices(load(composed.plain, composed.choices), begun=False).names
+        return open_choices(check_config(composed.plain, composed.choices), begun=False).names
 
     assert left() - left("engine.memory=adjoint") == {"chunk"}

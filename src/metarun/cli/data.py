@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from metarun.config.compose import compose, read_choice
-from metarun.config.convert import build, target_class, values_of
+from metarun.config.convert import dataclass_from, target_class, values_of
 from metarun.config.places import groups
 from metarun.config.renamed import tell
 from metarun.data.fetch.editions import Edition, Published, home, obtain, present
@@ -69,7 +69,7 @@ def _source(name: str, words: Sequence[str]) -> Any:
 
 
 def _built(spec: Mapping[str, object]) -> Any:
-    return build(target_class(spec, "data"), spec, "data")
+    return dataclass_from(target_class(spec, "data"), spec, "data")
 
 
 def _published(source: object) -> Published | None:

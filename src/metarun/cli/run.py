@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from metarun.config.compose import Composed, compose, sweep
 from metarun.config.renamed import tell
-from metarun.config.schema import RunConfig, load
+from metarun.config.schema import RunConfig, check_config
 from metarun.errors import RunError
 from metarun.run.build import prepare
 from metarun.run.directory import folder_in_use
@@ -19,7 +19,7 @@ def run(words: Sequence[str], lost: list[str]) -> int:
     """`lost` gets the run directories whose tracker was given up."""
     composed = compose(words)
     tell(composed.renamed)
-    return _execute_noting_lost(load(composed.plain, composed.choices), lost).exit_code
+    return _execute_noting_lost(check_config(composed.plain, composed.choices), lost).exit_code
 
 
 def run_many(words: Sequence[str], lost: list[str]) -> int:
@@ -30,10 +30,10 @@ def run_many(words: Sequence[str], lost: list[str]) -> int:
         """All that can be checked without training."""
         tell([line for line in composed.renamed if line not in told])
         told.update(composed.renamed)
-        prepare(load(composed.plain, composed.choices), say)
+        prepare(check_config(composed.plain, composed.choices), say)
 
     def job(composed: Composed, number: int, total: int) -> None:
-        config = load(composed.plain, composed.choices)
+        config = check_config(composed.plain, composed.choices)
         folder = folder_in_use(config)
         say(f"run {number} of {total}: {folder}" if total else f"run {number}: {folder}")
         try:

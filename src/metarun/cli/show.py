@@ -11,7 +11,7 @@ import yaml
 from metarun.config.compose import compose_with_files
 from metarun.config.places import conf_dir
 from metarun.config.renamed import key_of, new_key, tell
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.run.build import prepare
 from metarun.run.directory import folder_in_use, run_dir
 from metarun.track.console import say
@@ -22,7 +22,7 @@ KEY, VALUE = 28, 40  # columns
 def show(words: list[str]) -> int:
     composed, files = compose_with_files(words)
     tell(composed.renamed)
-    config = load(composed.plain, composed.choices)
+    config = check_config(composed.plain, composed.choices)
     prepare(config, say)
     for group, name in sorted(composed.choices.items()):
         print(f"{group:<{KEY}} {name:<{VALUE}} {_chooser(group, name, words)}".rstrip())

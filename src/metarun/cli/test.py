@@ -13,7 +13,7 @@ from metarun.config.compose import compose_over, composed_from_stored
 from metarun.config.convert import values_of
 from metarun.config.device import set_tf32
 from metarun.config.renamed import key_of, tell
-from metarun.config.schema import RunConfig, check_capacities, load
+from metarun.config.schema import RunConfig, check_capacities, check_config
 from metarun.data.tasks.contracts import shape_name
 from metarun.errors import ConfigError
 from metarun.measures import primary_measure
@@ -109,7 +109,7 @@ def _test_config(about: Mapping[str, Any], words: list[str], split: Path) -> Run
     if "path" in data and not any(word.startswith("data") for word in words):
         data["split"] = str(split)  # of the user's own data: classes added later must not trade places
     plain = {**composed.plain, "data": data, "task": task, "track": {"_target_": "metarun.track.jsonl.FilesOnly"}}
-    config, trained_on = load(plain, composed.choices), load(base.plain, base.choices)
+    config, trained_on = check_config(plain, composed.choices), check_config(base.plain, base.choices)
     if config.kind != trained_on.kind:
         raise ConfigError(f"data={config.choices['data']}: has {config.kind}, the run was trained on {trained_on.kind}")
     return config

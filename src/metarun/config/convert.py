@@ -1,4 +1,4 @@
-"""Plain YAML values into typed, frozen ones: every key known, every value of its type, or one clear line."""
+"""Plain YAML values into typed, frozen dataclasses. A wrong key or value is a ConfigError of one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from metarun.errors import ConfigError, nearest
 
-T = TypeVar("T")
+Instance = TypeVar("Instance")
 TARGET = "_target_"
 
 
@@ -23,7 +23,7 @@ def values_of(plain: Mapping[str, object], group: str) -> Mapping[str, object]:
     values = plain.get(group)
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{group}={_short(values)}: needs a choice, such as {group}=NAME; metarun --help lists the names"
+            f"{group}={_value_text(values)}: needs a choice, such as {group}=NAME; metarun --help lists the names"
         )
     return values
 
@@ -31,7 +31,7 @@ def values_of(plain: Mapping[str, object], group: str) -> Mapping[str, object]:
 def target_class(spec: object, key: str, load: Callable[[str], types.ModuleType] = importlib.import_module) -> type:
     """The class that `_target_` names."""
     if not isinstance(spec, Mapping) or not isinstance(spec.get(TARGET), str):
-        raise ConfigError(f"{key}={_short(spec)}: needs a group file with a {TARGET} class, chosen as {key}=NAME")
+        raise ConfigError(f"{key}={_value_text(spec)}: needs a group file with a {TARGET} class, chosen as {key}=NAME")
     path = spec[TARGET]
     module_name, _, name = path.rpartition(".")
     try:
@@ -43,13 +43,18 @@ def target_class(spec: object, key: str, load: Callable[[str], types.ModuleType]
     return found
 
 
-def build(cls: type[T], values: object, key: str) -> T:
-    """A dataclass from a mapping: no key unknown, none missing, each of its type; its own checks get the key."""
+def dataclass_from(cls: type[Instance], values: object, key: str) -> Instance:
+    """A dataclass from a mapping. Each key must be a field, each field a key, each value of the field's type.
+
+    A ValueError of the dataclass itself becomes a ConfigError with the key.
+    """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{key}={_short(values)}: is a group of values, set one of {', '.join(_names(cls))} in it")
+        raise ConfigError(
+            f"{key}={_value_text(values)}: is a group of values, set one of {', '.join(field_names(cls))} in it"
+        )
     given = {name: value for name, value in values.items() if name != TARGET}
     hints = _field_hints(cls)
-    known = _names(cls)
+    known = field_names(cls)
     for name in given:
         if name not in known:
             raise ConfigError(f"{join(key, name)}: unknown key{nearest(str(name), known)} (known: {', '.join(known)})")
@@ -63,8 +68,11 @@ def build(cls: type[T], values: object, key: str) -> T:
         raise ConfigError(join(key, str(error))) from error
 
 
-def arguments(cls: type, values: Mapping[str, Any], key: str, supplied: tuple[str, ...]) -> dict[str, Any]:
-    """Keyword arguments for a class of somebody else's, checked against its signature; `supplied` are given by us."""
+def call_arguments(cls: type, values: Mapping[str, object], key: str, supplied: tuple[str, ...]) -> dict[str, Any]:
+    """Keyword arguments for a class that is no dataclass of ours, checked against its signature.
+
+    `supplied`: parameters that metarun passes itself, which the configuration must not have.
+    """
     parameters = inspect.signature(cls).parameters
     known = [name for name in parameters if name not in (*supplied, "self")]
     given = {str(name): value for name, value in values.items() if name != TARGET}
@@ -74,7 +82,7 @@ def arguments(cls: type, values: Mapping[str, Any], key: str, supplied: tuple[st
     for name in known:
         if parameters[name].default is inspect.Parameter.empty and name not in given:
             raise ConfigError(f"{join(key, name)}: missing; give it a value")
-    hints = _hints(cls)
+    hints = _init_hints(cls)
     return {name: convert(value, hints.get(name, Any), join(key, name)) for name, value in given.items()}
 
 
@@ -89,17 +97,17 @@ def convert(value: object, hint: Any, key: str) -> Any:
         if value not in choices:
             shown = ", ".join(map(str, choices))
             raise ConfigError(
-                f"{key}={_short(value)}: no such choice{nearest(str(value), map(str, choices))} ({shown})"
+                f"{key}={_value_text(value)}: no such choice{nearest(str(value), map(str, choices))} ({shown})"
             )
         return value
     if origin in (tuple, list):
         return _convert_sequence(value, hint, key)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return build(hint, value, key)
-    return _convert_plain(value, hint, key)
+        return dataclass_from(hint, value, key)
+    return _convert_scalar(value, hint, key)
 
 
-def _convert_plain(value: object, hint: Any, key: str) -> Any:
+def _convert_scalar(value: object, hint: Any, key: str) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ConfigError(f"{key}={value}: need a finite number")
@@ -112,7 +120,7 @@ def _convert_plain(value: object, hint: Any, key: str) -> Any:
         return None
     if isinstance(hint, type) and isinstance(value, hint) and hint not in (int, float):
         return value
-    raise ConfigError(f"{key}={_short(value)}: need {_describe(hint)}, not {_describe(type(value))}")
+    raise ConfigError(f"{key}={_value_text(value)}: need {_type_in_words(hint)}, not {_type_in_words(type(value))}")
 
 
 def _convert_union(value: object, hint: Any, key: str) -> Any:
@@ -127,19 +135,19 @@ def _convert_union(value: object, hint: Any, key: str) -> Any:
         if value is not None:
             return convert(value, only, key)
         raise first
-    wanted = " or ".join(_describe(option) for option in options)
-    raise ConfigError(f"{key}={_short(value)}: need {wanted}")
+    wanted = " or ".join(_type_in_words(option) for option in options)
+    raise ConfigError(f"{key}={_value_text(value)}: need {wanted}")
 
 
 def _convert_sequence(value: object, hint: Any, key: str) -> Any:
     inner = typing.get_args(hint)
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{key}={_short(value)}: need a list, such as [{_describe(inner[0])}]")
+        raise ConfigError(f"{key}={_value_text(value)}: need a list, such as [{_type_in_words(inner[0])}]")
     origin = typing.get_origin(hint)
     if origin is list or inner[-1] is Ellipsis:
         return origin(convert(item, inner[0], f"{key}[{i}]") for i, item in enumerate(value))
     if len(value) != len(inner):
-        raise ConfigError(f"{key}={_short(value)}: need {len(inner)} values, not {len(value)}")
+        raise ConfigError(f"{key}={_value_text(value)}: need {len(inner)} values, not {len(value)}")
     return tuple(convert(item, kind, f"{key}[{i}]") for i, (item, kind) in enumerate(zip(value, inner, strict=True)))
 
 
@@ -147,15 +155,15 @@ def join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def _names(cls: type) -> list[str]:
+def field_names(cls: type) -> list[str]:
     assert dataclasses.is_dataclass(cls), f"{cls} is no dataclass"
     return [field.name for field in dataclasses.fields(cls)]
 
 
 def _field_hints(cls: type) -> dict[str, Any]:
-    """Of the fields alone: other annotations may use names that only a type checker imports."""
+    """Types of the fields alone: other annotations may use names that only a type checker imports."""
     assert dataclasses.is_dataclass(cls), f"{cls} is no dataclass"
-    names = _names(cls)
+    names = field_names(cls)
     hints: dict[str, Any] = {}
     for origin in reversed(cls.__mro__):
         notes = {name: note for name, note in vars(origin).get("__annotations__", {}).items() if name in names}
@@ -164,19 +172,19 @@ def _field_hints(cls: type) -> dict[str, Any]:
     return hints
 
 
-def _hints(cls: type) -> dict[str, Any]:
+def _init_hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls.__init__)  # type: ignore[misc]  # reading the annotations of any class at all
     except (NameError, TypeError):
         return {}  # annotations that only its authors' tools can read
 
 
-def _describe(hint: Any) -> str:
+def _type_in_words(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     names |= {dict: "a group of values", list: "a list"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _short(value: object) -> str:
+def _value_text(value: object) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""What of the machine a run may use."""
+"""The device, the number of processes and the float32 precision of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def device_of(value: object) -> torch.device:
 
 
 def set_tf32(on: bool) -> None:
-    """Of a GPU: products of float32 with ten bits of mantissa. torch lets convolutions do so unasked."""
+    """Whether a GPU may multiply float32 with 10 bits of mantissa. torch by itself allows it for convolutions alone."""
     torch.backends.cuda.matmul.allow_tf32 = on
     torch.backends.cudnn.allow_tf32 = on
 
@@ -43,5 +43,5 @@ def processes_of(value: object) -> int | Literal["auto"]:
 
 
 def cores() -> int:
-    """That this process may run on."""
+    """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

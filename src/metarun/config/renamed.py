@@ -109,11 +109,11 @@ def translated(plain: Mapping[str, object], words: Sequence[str] = ()) -> Transl
             if old not in values or _is_own_field(values, old, new):
                 continue
             value = values[old]
-            lines.append(_line(_joined(key, old), _joined(key, new)))
+            lines.append(_line(_full_key(key, old), _full_key(key, new)))
             if isinstance(value, str) and value in renamed.values:
                 value = renamed.values[value]
                 lines[-1] += f", its value {values[old]} is now {value}"
-            both = new in values and _joined(key, new) in said and _joined(key, old) not in said
+            both = new in values and _full_key(key, new) in said and _full_key(key, old) not in said
             kept = {name: values[new] if both and name == new else each for name, each in values.items() if name != old}
             found = _replaced(found, key, kept if both else {**kept, new: value})
     train = found.get("train")
@@ -182,7 +182,7 @@ def _line(old: str, new: str) -> str:
     return f"{old} is now called {new}; the old name works until the next release"
 
 
-def _joined(key: str, name: str) -> str:
+def _full_key(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
@@ -228,7 +228,7 @@ def _is_own_field(values: Mapping[str, object], old: str, new: str) -> bool:
 
 def _with_new_classes(value: object, key: str, lines: list[str]) -> object:
     if isinstance(value, Mapping):
-        return {str(name): _with_new_classes(each, _joined(key, str(name)), lines) for name, each in value.items()}
+        return {str(name): _with_new_classes(each, _full_key(key, str(name)), lines) for name, each in value.items()}
     if key.rpartition(".")[2] == TARGET and isinstance(value, str) and value in CLASSES:
         lines.append(_line(f"{key}={value}", CLASSES[value]))
         return CLASSES[value]

@@ -1,4 +1,4 @@
-"""Composed YAML in, a frozen RunConfig or a ConfigError out."""
+"""The typed configuration of a run, made of composed YAML. A mistake is a ConfigError."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from metarun.config.convert import TARGET, arguments, build, convert, target_class, values_of
+from metarun.config.convert import TARGET, call_arguments, convert, dataclass_from, target_class, values_of
 from metarun.config.device import device_of, processes_of
 from metarun.config.renamed import with_previous_names
 from metarun.data.sources.mixture import Mixture
@@ -40,7 +40,7 @@ from metarun.types import Algorithm, EngineChoice, Kind, Split
 
 # May differ between runs of one experiment.
 UNSIGNED = ("seed", "device", "devices", "allocator", "execution_from", "track", "out")
-TF32_OFF = ("tf32", False)  # as if it were not there
+TF32_OFF = ("tf32", False)  # left out of the signature, so that runs from before this key keep their directory
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A class of somebody else's and the arguments it will be called with."""
+class ForeignClass:
+    """A class that is no dataclass of ours (an optimizer, a network), and the arguments that configure it."""
 
     cls: type
     values: Mapping[str, Any]
@@ -111,8 +111,8 @@ class RunConfig:
     augment: Augment | None
     task: TaskConfig
     algo: Algorithm[Any]
-    model: Call
-    optim: Call
+    model: ForeignClass
+    optim: ForeignClass
     schedule: Schedule
     engine: EngineChoice
     train: TrainConfig
@@ -141,11 +141,11 @@ class RunConfig:
         """That of the same configuration before keys were renamed."""
         return _digest(with_previous_names(self.signed(self.plain)))
 
-    def signed(self, plain: Mapping[str, Any]) -> dict[str, Any]:
-        """What makes an experiment: not where it runs, nor where its data lies."""
+    def signed(self, plain: Mapping[str, object]) -> dict[str, Any]:
+        """The values that the results depend on: not the device, nor the folder of the data."""
         kept = {name: value for name, value in plain.items() if name not in UNSIGNED and (name, value) != TF32_OFF}
         places = getattr(type(self.data), "places", ())
-        data = {name: value for name, value in kept["data"].items() if name not in places}
+        data = {name: value for name, value in values_of(kept, "data").items() if name not in places}
         identity = getattr(self.data, "identity", None)  # of the user's own data: what is in it, wherever it lies
         return {**kept, "data": {**data, "content": identity()} if identity else data}
 
@@ -157,7 +157,7 @@ class RunConfig:
 
     @property
     def group(self) -> str:
-        return self._group_of(self.signature)
+        return self._group_with(self.signature)
 
     @property
     def folder(self) -> Path:
@@ -165,14 +165,14 @@ class RunConfig:
 
     @property
     def folder_of_previous_version(self) -> Path:
-        return self.out / self._group_of(self.signature_of_previous_version) / f"seed{self.seed}"
+        return self.out / self._group_with(self.signature_of_previous_version) / f"seed{self.seed}"
 
-    def _group_of(self, signature: str) -> str:
+    def _group_with(self, signature: str) -> str:
         return f"{self.experiment}/{_file_name(self.choices['algo'])}-{signature}"
 
 
-def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
-    """Every value typed and checked as far as no data is needed."""
+def check_config(plain: Mapping[str, object], choices: Mapping[str, str]) -> RunConfig:
+    """Types and checks every value, as far as no data set is needed for it."""
     known = [field.name for field in fields(RunConfig) if field.name not in ("schedule", "choices", "plain")]
     extra = [name for name in plain if name not in known]
     if extra:
@@ -187,18 +187,18 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
             f"optim.schedule={schedule}: is a group of values; choose a file by optim/schedule={schedule}"
         )
     config = RunConfig(
-        data=_data(plain),
-        augment=_augment(plain),
-        task=build(TaskConfig, plain.get("task"), "task"),
-        algo=_target(plain, "algo"),
-        model=_model(values_of(plain, "model")),
-        optim=_optim(optim_class, optim),
-        schedule=cast(Schedule, build(target_class(schedule, "optim.schedule"), schedule, "optim.schedule")),
-        engine=_target(plain, "engine"),
-        train=_train(values_of(plain, "train")),
-        eval=build(EvalConfig, plain.get("eval"), "eval"),
-        track=_target(plain, "track"),
-        seed=_seed(plain.get("seed")),
+        data=_data_source(plain),
+        augment=_augmentation(plain),
+        task=dataclass_from(TaskConfig, plain.get("task"), "task"),
+        algo=_instance(plain, "algo"),
+        model=_model_class(values_of(plain, "model")),
+        optim=_optimizer_class(optim_class, optim),
+        schedule=cast(Schedule, dataclass_from(target_class(schedule, "optim.schedule"), schedule, "optim.schedule")),
+        engine=_instance(plain, "engine"),
+        train=_train_config(values_of(plain, "train")),
+        eval=dataclass_from(EvalConfig, plain.get("eval"), "eval"),
+        track=_instance(plain, "track"),
+        seed=_checked_seed(plain.get("seed")),
         device=device_of(plain.get("device")),
         devices=processes_of(plain.get("devices")),
         allocator=convert(plain.get("allocator"), Allocator, "allocator"),
@@ -208,19 +208,19 @@ def load(plain: Mapping[str, Any], choices: Mapping[str, str]) -> RunConfig:
         choices=choices,
         plain=plain,
     )
-    _check_match(config)
+    _check_together(config)
     return config
 
 
 def check_capacities(config: RunConfig, data: TaskData, splits: Sequence[Split]) -> None:
-    """Whether each split can hold the tasks asked of it."""
+    """ConfigError if a split cannot give tasks of the configured shape."""
     for split in splits:
         prefix, shape = ("task.train", config.task.train) if split == "train" else ("task", config.task.test)
         for capacity in data.capacities(split):
             check_fit(prefix, shape, split, capacity)
 
 
-def _check_match(config: RunConfig) -> None:
+def _check_together(config: RunConfig) -> None:
     name, data = config.choices["algo"], config.choices["data"]
     if config.device.type != "cpu" and isinstance(config.devices, int) and config.devices > 1:
         raise ConfigError(f"devices=cpu:{config.devices}: is for the CPU, and device={config.device}; set devices=1")
@@ -256,46 +256,46 @@ def _check_match(config: RunConfig) -> None:
         )
 
 
-def _data(plain: Mapping[str, Any]) -> Any:
-    """A source; of a mixture the sources in it are built first."""
+def _data_source(plain: Mapping[str, object]) -> Any:
+    """The data source. The members of a mixture are built first."""
     spec = values_of(plain, "data")
     if target_class(spec, "data") is not Mixture:
-        return _target(plain, "data")
+        return _instance(plain, "data")
     named = spec.get("sources")
     if not isinstance(named, Mapping):
         raise ConfigError(f"data.sources={named}: name data sets, as in data.sources=[glyphs,omniglot]")
     built: dict[str, Any] = {}
     for name, member in named.items():
         key = f"data.sources.{name}"
-        built[name] = build(target_class(member, key), member, key)
+        built[name] = dataclass_from(target_class(member, key), member, key)
         if built[name].kind != "classes":
             raise ConfigError(f"{key}: has {built[name].kind}; a mixture is of data sets with classes")
-    return build(Mixture, {**spec, "sources": built}, "data")
+    return dataclass_from(Mixture, {**spec, "sources": built}, "data")
 
 
-def _augment(plain: Mapping[str, Any]) -> Augment | None:
-    augment = build(Augment, values_of(plain, "augment"), "augment")
+def _augmentation(plain: Mapping[str, object]) -> Augment | None:
+    augment = dataclass_from(Augment, values_of(plain, "augment"), "augment")
     return None if augment.changes_nothing else augment
 
 
-def _target(plain: Mapping[str, Any], key: str) -> Any:
+def _instance(plain: Mapping[str, object], key: str) -> Any:
     spec = values_of(plain, key)
-    return build(target_class(spec, key), spec, key)
+    return dataclass_from(target_class(spec, key), spec, key)
 
 
-def _train(spec: Mapping[str, Any]) -> TrainConfig:
+def _train_config(spec: Mapping[str, object]) -> TrainConfig:
     given = spec.get("outer")
     if not isinstance(given, list):
         raise ConfigError(f"train.outer={given}: need a list of transforms, such as [{{clip_by_norm: 10.0}}], or []")
-    outer = tuple(_outer_transform(one, f"train.outer[{place}]") for place, one in enumerate(given))
-    return build(TrainConfig, {**spec, "outer": outer}, "train")
+    outer = tuple(_transform_of(one, f"train.outer[{place}]") for place, one in enumerate(given))
+    return dataclass_from(TrainConfig, {**spec, "outer": outer}, "train")
 
 
-def _outer_transform(spec: object, key: str) -> OuterTransform:
+def _transform_of(spec: object, key: str) -> OuterTransform:
     """{name: number}, {name: {field: number}}, or {_target_: a class of the user's, field: number}."""
     if isinstance(spec, Mapping) and TARGET in spec:
         cls = target_class(spec, key)
-        made: object = build(cls, spec, key) if is_dataclass(cls) else None
+        made: object = dataclass_from(cls, spec, key) if is_dataclass(cls) else None
         if not isinstance(made, OuterTransform):
             raise ConfigError(f"{key}.{TARGET}={spec[TARGET]}: need a dataclass derived from {OuterTransform.__name__}")
         return made
@@ -309,11 +309,11 @@ def _outer_transform(spec: object, key: str) -> OuterTransform:
     cls = TRANSFORMS[name]
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # each is a dataclass
     single = len(names) == 1 and not isinstance(value, Mapping)
-    return build(cls, {names[0]: value} if single else value, f"{key}.{name}")
+    return dataclass_from(cls, {names[0]: value} if single else value, f"{key}.{name}")
 
 
-def _optim(cls: type[torch.optim.Optimizer], spec: Mapping[str, Any]) -> Call:
-    call = Call(cls, arguments(cls, spec, "optim", ("params",)))
+def _optimizer_class(cls: type[torch.optim.Optimizer], spec: Mapping[str, object]) -> ForeignClass:
+    call = ForeignClass(cls, call_arguments(cls, spec, "optim", ("params",)))
     if "lr" not in call.values:
         raise ConfigError("optim.lr: missing; the schedule needs a rate to start from")
     try:
@@ -323,12 +323,12 @@ def _optim(cls: type[torch.optim.Optimizer], spec: Mapping[str, Any]) -> Call:
     return call
 
 
-def _model(spec: Mapping[str, Any]) -> Call:
+def _model_class(spec: Mapping[str, object]) -> ForeignClass:
     cls = target_class(spec, "model", quiet_import)
-    return Call(cls, arguments(cls, spec, "model", ("shape",)))
+    return ForeignClass(cls, call_arguments(cls, spec, "model", ("shape",)))
 
 
-def _seed(value: object) -> int:
+def _checked_seed(value: object) -> int:
     seed: int = convert(value, int, "seed")
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed}: need a whole number from 0 to 2^63 - 1")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from metarun.config.compose import composed_from_stored
-from metarun.config.schema import RunConfig, load
+from metarun.config.schema import RunConfig, check_config
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.errors import RunError
 from metarun.run.build import DTYPE, configured_net, open_data
@@ -113,7 +113,7 @@ def load_run(folder: str | PathLike[str], device: str = "auto") -> FinishedRun:
     about = content["about"]
     composed = composed_from_stored(about["config"], about["choices"])
     plain = {**composed.plain, "device": device, "devices": "auto", "tf32": False}
-    config = dataclasses.replace(load(plain, composed.choices), plain=composed.plain)
+    config = dataclasses.replace(check_config(plain, composed.choices), plain=composed.plain)
     item_format = read_item_format(about["item"]) if "item" in about else item_format_of(open_data(config, say))
     meta = {
         group: {name: value.to(config.device) for name, value in params.items()}

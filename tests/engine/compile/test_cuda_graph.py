@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from metarun.config.compose import compose
-from metarun.config.schema import RunConfig, load
+from metarun.config.schema import RunConfig, check_config
 from metarun.engine.compile import cuda_graph
 from metarun.run import build
 from metarun.run.checkpoint import read, save
@@ -83,7 +83,7 @@ OUTER = ("optim/schedule=cosine", "optim.schedule.final=0.1", "train.steps=8", "
 
 def configured(*words: str) -> RunConfig:
     composed = compose(["model.width=8", "track=local", "engine.cuda_graph=on", "engine.compile=off", *OUTER, *words])
-    return load(composed.plain, composed.choices)
+    return check_config(composed.plain, composed.choices)
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet", "reptile"])
