@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarun.config.compose import compose
-from metarun.config.schema import RunConfig, load
+from metarun.config.schema import RunConfig, check_config
 from metarun.errors import ConfigError
 from metarun.train.finite import NonFinite
 from metarun.train.outer import (
@@ -332,7 +332,7 @@ def test_a_transform_of_ones_own_needs_one_method() -> None:
 
 def configured(*words: str) -> RunConfig:
     composed = compose(["track=local", "train.steps=24", *words])
-    return load(composed.plain, composed.choices)
+    return check_config(composed.plain, composed.choices)
 
 
 def test_the_list_of_the_configuration() -> None:
