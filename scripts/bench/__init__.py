@@ -1,1 +1,1 @@
-"""metarun beside its peers on this machine: `make bench`."""
+"""Times meta-steps of metarun and of other meta-learning libraries on this machine: `make bench`."""

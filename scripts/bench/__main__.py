@@ -1,4 +1,4 @@
-"""`make bench`."""
+"""`python -m bench` and `make bench`: runs the command line."""
 
 import sys
 

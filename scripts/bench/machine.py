@@ -1,4 +1,4 @@
-"""The machine: what it is, what it can do at most, and the settings that hold for every contender alike."""
+"""This machine: its description, its fastest convolution, and the settings that hold for every contender."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,20 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.torch_setup.allocator import keep_pages
 
-# Images, channels in and out, pixels a side: the convolutions of few-shot networks, several tasks together.
-SHAPES = ((160, 64, 64, 14), (300, 32, 32, 42), (256, 64, 64, 56), (512, 128, 128, 28))
-CUDA_SHAPES = ((2048, 64, 64, 28), (1024, 128, 128, 28), (1024, 256, 256, 28))
+# (images, input channels, output channels, pixels a side): convolutions of few-shot networks over several tasks.
+CONV_SHAPES = ((160, 64, 64, 14), (300, 32, 32, 42), (256, 64, 64, 56), (512, 128, 128, 28))
+CUDA_CONV_SHAPES = ((2048, 64, 64, 28), (1024, 128, 128, 28), (1024, 256, 256, 28))
 LIMIT_ROUNDS = 7
 
 
 def set_threads_and_allocator(threads: int) -> bool:
-    """Before anything large is allocated; whether freed pages are kept."""
+    """Call before anything large is allocated. Returns whether the allocator keeps freed pages."""
     torch.set_num_threads(threads)
     return keep_pages("auto")
 
 
-def describe(device: torch.device, pages_kept: bool) -> dict[str, Any]:
-    about: dict[str, Any] = {
+def describe(device: torch.device, pages_kept: bool) -> dict[str, object]:
+    about: dict[str, object] = {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "memory_gb": memory_gb(),
@@ -69,8 +68,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def best_conv_gflops(device: torch.device, quick: bool) -> float:
-    """The best fp32 convolution there is, forwards or backwards, channels last."""
-    shapes = CUDA_SHAPES if device.type == "cuda" else SHAPES
+    """GFLOP/s of the fastest fp32 convolution among CONV_SHAPES, forward or backward, channels last."""
+    shapes = CUDA_CONV_SHAPES if device.type == "cuda" else CONV_SHAPES
     best = 0.0
     with torch.no_grad():
         for images, inputs, width, side in shapes[:1] if quick else shapes:
@@ -78,12 +77,12 @@ def best_conv_gflops(device: torch.device, quick: bool) -> float:
             w = torch.randn(width, inputs, 3, 3, device=device).to(memory_format=torch.channels_last)
             y = conv2d(x, w, padding=1)
             operations = 2 * images * side * side * 9 * inputs * width
-            for run in _directions(x, w, y):
+            for run in _forward_and_backwards(x, w, y):
                 best = max(best, operations / _median_s(run, device, 2 if quick else LIMIT_ROUNDS) / 1e9)
     return best
 
 
-def _directions(x: Tensor, w: Tensor, y: Tensor) -> list[Callable[[], object]]:
+def _forward_and_backwards(x: Tensor, w: Tensor, y: Tensor) -> list[Callable[[], object]]:
     def backward(mask: list[bool]) -> Callable[[], object]:
         return lambda: torch.ops.aten.convolution_backward(
             y, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
@@ -99,11 +98,11 @@ def _median_s(run: Callable[[], object], device: torch.device, rounds: int) -> f
         run()
         synchronize(device)
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])  # the first warms up
+    return statistics.median(times[1:])  # the first call warms up
 
 
 def count_gflop(run: Callable[[], object]) -> float:
-    """Multiplications and additions of convolutions and matrix products; nothing else is counted."""
+    """GFLOP of one call: multiplications and additions of convolutions and matrix products alone."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops()) / 1e9

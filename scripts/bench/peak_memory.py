@@ -1,4 +1,4 @@
-"""Peak memory of a few meta-steps, in a process of its own, above what importing everything costs."""
+"""Peak memory of a few meta-steps, measured in a separate process; the memory that imports take is subtracted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench import contenders, machine, peer_packages
 from bench.unavailable import Unavailable
 from bench.workloads import Workload, make_job
 
-PATIENCE_S = 900
+TIMEOUT_S = 900
 STEPS = 2
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -26,9 +26,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_mb(
     workload: Workload, choice: contenders.Choice, device: torch.device, threads: int, quick: bool
 ) -> float | None:
-    """None: not known here, or more than there was."""
+    """In MB. None where it cannot be measured: worker processes, no /proc, or not enough memory."""
     if choice.processes > 1:
-        return None  # pages that processes share would count twice
+        return None  # pages that the processes share would count twice
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(theirs, workload, choice, str(device), threads, quick))
@@ -37,7 +37,7 @@ def peak_mb(
     theirs.close()
     found: float | None = None
     with contextlib.suppress(EOFError):
-        if ours.poll(PATIENCE_S):
+        if ours.poll(TIMEOUT_S):
             found = ours.recv()
     process.join(5.0)
     if process.is_alive():
@@ -48,7 +48,7 @@ def peak_mb(
 
 @contextlib.contextmanager
 def _with_bench_on_path(context: ForkServerContext) -> Iterator[None]:
-    """The server that is forked from does not inherit this process's path."""
+    """The fork server takes the path from PYTHONPATH; it does not inherit sys.path."""
     context.set_forkserver_preload(["bench.preload"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *([before] if before else [])])
@@ -75,7 +75,7 @@ def _above_imports(
 ) -> float:
     machine.set_threads_and_allocator(threads)
     peer_packages.add_to_path()
-    _run_meta_steps(workload, choice, device, quick=True, tasks=2)  # brings in the code, at next to no memory
+    _run_meta_steps(workload, choice, device, quick=True, tasks=2)  # loads the code; needs next to no memory
     base = _start_counting(device)
     _run_meta_steps(workload, choice, device, quick, tasks=None)
     return (_peak(device) - base) / 2**20
@@ -96,8 +96,8 @@ def _start_counting(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed on the way here would be used again, and not count
-    CLEAR.write_text("5")  # the peak begins anew
+    ctypes.CDLL(None).malloc_trim(0)  # else memory freed before would be used again and not counted
+    CLEAR.write_text("5")  # resets the peak
     return _status("VmRSS")
 
 

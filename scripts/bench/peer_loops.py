@@ -1,6 +1,7 @@
-"""The same meta-gradients as users of the peers compute them: one task after another on a plain torch module.
+"""Meta-gradients by learn2learn, higher, torchopt and plain torch.autograd, written as their users write them.
 
-Whatever a peer needs to be built is built once, outside the timed step, wherever the peer allows that.
+One task after another, on a plain torch module. Objects that a library needs are built once, outside the timed step,
+wherever the library allows it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Episode, Meta
 
 MetaGradient = Callable[[Episode], Meta]
+"""Meta-gradient of an episode, mean over its tasks."""
 
 
 def task_loss(out: Tensor, y: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def each_task(episode: Episode) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def frozen_and_adapted(algo: Descent[RuleState], module: BodyAndHead) -> tuple[nn.Module, nn.Module]:
-    """What comes before, and what adapts."""
+    """The module as two: layers that the inner loop leaves alone, and layers that it adapts."""
     if algo.adapt == ("*",):
         return nn.Identity(), module
     if algo.adapt == ("head.*",):
@@ -50,7 +52,7 @@ def frozen_and_adapted(algo: Descent[RuleState], module: BodyAndHead) -> tuple[n
 
 
 def mean_gradients(job: Job, parameters: Iterable[nn.Parameter], count: int) -> Meta:
-    """Sums over tasks in .grad, as means; and .grad empty again."""
+    """Divides the sums over tasks in .grad by `count`, and clears .grad."""
     found: dict[str, Tensor] = {}
     for name, parameter in zip(parameter_names(job), parameters, strict=True):
         if parameter.grad is not None:
@@ -64,10 +66,10 @@ def learn2learn(job: Job) -> MetaGradient:
 
 
 def learn2learn_with(job: Job, module: BodyAndHead) -> MetaGradient:
-    """clone, adapt, backward, as in learn2learn's examples."""
+    """clone, adapt, backward for each task, as in learn2learn's examples."""
     library, algo = quiet_import("learn2learn"), job.algo
     if isinstance(algo, Reptile):
-        return _reptile(job, algo, module)  # learn2learn's example has no more of the library in it
+        return _reptile(job, algo, module)  # learn2learn's Reptile example uses no more of the library
     if isinstance(algo, ProtoNet):
         return _prototypical(job, algo, module, library)
     assert isinstance(algo, MAML | MetaSGD), f"no learn2learn loop for {algo}"
@@ -105,7 +107,7 @@ def _prototypical(job: Job, algo: ProtoNet, module: BodyAndHead, library: Module
 
 
 def _reptile(job: Job, algo: Reptile, module: BodyAndHead) -> MetaGradient:
-    assert algo.inner_optim == "adam", "the loop below"
+    assert algo.inner_optim == "adam", f"the loop below is for Adam, not {algo.inner_optim}"
     rows = reptile_rows(job, algo)
 
     def step(episode: Episode) -> Meta:
@@ -130,7 +132,7 @@ def _reptile(job: Job, algo: Reptile, module: BodyAndHead) -> MetaGradient:
 
 
 def reptile_rows(job: Job, algo: Reptile) -> list[list[Tensor]]:
-    """The mini-batches that metarun draws, drawn beforehand."""
+    """Rows of the mini-batches that metarun draws, for each task and inner step; drawn outside the timed step."""
     items = job.episode.support.y.shape[1] + job.episode.query.y.shape[1]
     size = algo.inner_batch or items
     return [[minibatch_rows(index, k, items, size) for k in range(algo.steps)] for index in job.episode.index]
@@ -171,7 +173,7 @@ def torchopt(job: Job) -> MetaGradient:
     library = _imported("torchopt")
     algo, module = _maml(job, "torchopt"), torch_module(job)
     if algo.derivatives == "first":
-        raise Unavailable("torchopt's MetaSGD has no first order")
+        raise Unavailable("torchopt's MetaSGD has no first-order mode")
     before, adapts = frozen_and_adapted(algo, module)
     inner, leaves = library.MetaSGD(adapts, lr=algo.inner_lr), list(module.parameters())
 
@@ -201,12 +203,12 @@ def _imported(name: str) -> Any:
     peer_packages.add_to_path()
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a peer that is there but does not load is absent too
+    except Exception as error:  # a library that fails while it is imported cannot run either
         raise Unavailable(f"{name} cannot be imported: {peer_packages.import_failure(error)}") from error
 
 
 def autograd(job: Job) -> MetaGradient:
-    """torch.autograd.grad with create_graph, nothing else: also what the others are held against."""
+    """torch.autograd.grad with create_graph, no library: the reference that all contenders must agree with."""
     algo = job.algo
     module = torch_module(job)
     if isinstance(algo, Reptile):

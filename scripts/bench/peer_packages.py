@@ -1,4 +1,4 @@
-"""The peers that metarun does not need, in a folder of the bench's own: what is installed beside it stays as it is."""
+"""Installs higher and torchopt into .bench/peers, apart from metarun's environment, which stays as it is."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / ".bench"
 PEERS = FOLDER / "peers"
-# Without what they ask for: torch is there, the rest is named here.
-WANTED = {"higher": ("higher==0.2.1",), "torchopt": ("torchopt==0.7.3", "optree", "graphviz")}
-PATIENCE_S = 300
-_failed: dict[str, str] = {}
+# Installed without their dependencies: torch is there already, the others are named here.
+PACKAGES = {"higher": ("higher==0.2.1",), "torchopt": ("torchopt==0.7.3", "optree", "graphviz")}
+INSTALL_TIMEOUT_S = 300
+_pip_errors: dict[str, str] = {}
 
 
 def add_to_path() -> None:
-    """Last on the path, so that nothing in it hides what metarun uses."""
+    """Appends the folder to sys.path; last, so that it hides nothing that metarun imports."""
     if str(PEERS) not in sys.path:
         sys.path.append(str(PEERS))
         importlib.invalidate_caches()
@@ -25,15 +25,16 @@ def add_to_path() -> None:
 
 def install_missing(say: Callable[[str], None]) -> None:
     add_to_path()
-    for name, packages in WANTED.items():
+    for name, packages in PACKAGES.items():
         if importlib.util.find_spec(name) is None:
-            say(f"{name}: installed into {PEERS}")
+            say(f"installing {name} into {PEERS}")
             _install(name, packages)
             importlib.invalidate_caches()
 
 
 def import_failure(error: Exception) -> str:
-    return next((f"pip says: {said}" for name, said in _failed.items() if name in str(error)), str(error))
+    """Why a library cannot be imported: pip's message where installing it failed, else the error itself."""
+    return next((f"pip says: {said}" for name, said in _pip_errors.items() if name in str(error)), str(error))
 
 
 def _install(name: str, packages: tuple[str, ...]) -> None:
@@ -41,10 +42,10 @@ def _install(name: str, packages: tuple[str, ...]) -> None:
     (FOLDER / ".gitignore").write_text("*\n")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), *packages]
     try:
-        done = subprocess.run(pip, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = subprocess.run(pip, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        _failed[name] = str(error)
+        _pip_errors[name] = str(error)
         return
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        _failed[name] = said[-1] if said else f"exit code {done.returncode}"
+        _pip_errors[name] = said[-1] if said else f"exit code {done.returncode}"

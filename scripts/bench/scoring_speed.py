@@ -1,4 +1,4 @@
-"""600 test episodes of MAML on Omniglot, scored by metarun and by learn2learn's loop: the same episodes and weights."""
+"""Times the scoring of 600 Omniglot test episodes by MAML: metarun against learn2learn, same episodes and weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench import timing
 from bench.peer_loops import each_task, task_loss
-from bench.time_to_accuracy import QUICK_WORDS, job_on
+from bench.time_to_accuracy import QUICK_OVERRIDES, make_omniglot_job
 from bench.torch_modules import torch_module
 from bench.workloads import Job, load_config
 from metarun.algos.maml import MAML
@@ -22,16 +22,26 @@ from metarun.run.build import build_parts, open_data
 from metarun.torch_setup.quiet_import import quiet_import
 from metarun.types import Batch, Episode
 
-WORDS = ("data=omniglot", "task=5w1s", "task.queries=1", "model=conv4", "model.width=64", "algo=maml", "algo.steps=1",
-         "algo.test_steps=3", "algo.inner_lr=0.4", "algo.loss_reduction=mean")  # fmt: skip
+OVERRIDES = (
+    "data=omniglot",
+    "task=5w1s",
+    "task.queries=1",
+    "model=conv4",
+    "model.width=64",
+    "algo=maml",
+    "algo.steps=1",
+    "algo.test_steps=3",
+    "algo.inner_lr=0.4",
+    "algo.loss_reduction=mean",
+)
 EPISODES, BATCH = 600, 50
 QUICK_EPISODES, GATE_EPISODES = 6, 4
 Scores = Callable[[Episode], Tensor]
 
 
 def measure(device: torch.device, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    words = (*WORDS, *QUICK_WORDS) if quick else WORDS
-    config = dataclasses.replace(load_config(words), device=device)
+    overrides = (*OVERRIDES, *QUICK_OVERRIDES) if quick else OVERRIDES
+    config = dataclasses.replace(load_config(overrides), device=device)
     data, count = open_data(config, say), QUICK_EPISODES if quick else EPISODES
     drawn = data.tasks("test", config.task.test, config.seed)
     batches = [drawn(torch.arange(first, min(first + BATCH, count))) for first in range(0, count, BATCH)]
@@ -50,19 +60,19 @@ def measure(device: torch.device, quick: bool, say: Callable[[str], None]) -> di
     for number, episode in enumerate((batches[0], *batches)):
         for name, scores in contenders.items():
             took = timing.seconds(partial(scores, episode), device, once=True)
-            if number:  # the first warms up, and compiles
+            if number:  # the first call warms up and compiles
                 rows[name]["seconds"].append(took)
         say(f"scores: {min(number * BATCH, count)} of {count} episodes")
     for row in rows.values():
         row["total_s"] = sum(row["seconds"])
-    return {"words": list(words), "episodes": count, "rows": timing.with_ratios(rows)}
+    return {"overrides": list(overrides), "episodes": count, "rows": timing.with_ratios(rows)}
 
 
 def _job(config: RunConfig, data: TaskData, episode: Episode, dtype: torch.dtype) -> Job:
     parts = build_parts(config, data)
     meta = {group: {name: value.to(dtype) for name, value in params.items()} for group, params in parts.meta.items()}
     support, query = (Batch(batch.x.to(dtype), batch.y) for batch in (episode.support, episode.query))
-    job = job_on(config, parts, Episode(support, query, episode.index))
+    job = make_omniglot_job(config, parts, Episode(support, query, episode.index))
     job.net.module.to(dtype)
     return dataclasses.replace(job, meta=meta)
 
@@ -76,12 +86,12 @@ def _metarun(compile: str) -> Callable[[Job], Scores]:
 
 
 def learn2learn(job: Job) -> Scores:
-    """clone, adapt, look: without the graph that only training needs."""
+    """clone, adapt, predict; without the second-order graph, which only training needs."""
     library, algo = quiet_import("learn2learn"), job.algo
-    assert isinstance(algo, MAML), f"no loop for {algo}"
+    assert isinstance(algo, MAML), f"no learn2learn loop for {algo}"
     learned = library.algorithms.MAML(torch_module(job), lr=algo.inner_lr, first_order=True)
 
-    def one(x_s: Tensor, y_s: Tensor, x_q: Tensor) -> Tensor:
+    def scores_of_task(x_s: Tensor, y_s: Tensor, x_q: Tensor) -> Tensor:
         learner = learned.clone()
         for _ in range(algo.test_steps):
             learner.adapt(task_loss(learner(x_s), y_s))
@@ -89,4 +99,4 @@ def learn2learn(job: Job) -> Scores:
             found: Tensor = learner(x_q)
         return found
 
-    return lambda episode: torch.stack([one(x_s, y_s, x_q) for x_s, y_s, x_q, _ in each_task(episode)])
+    return lambda episode: torch.stack([scores_of_task(x_s, y_s, x_q) for x_s, y_s, x_q, _ in each_task(episode)])

@@ -1,4 +1,4 @@
-"""Seconds until a validation accuracy on real Omniglot: metarun beside learn2learn's loop, on the same episodes."""
+"""Times training on Omniglot until a validation accuracy: metarun against learn2learn's loop, on the same episodes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import torch
@@ -28,35 +29,43 @@ from metarun.torch_setup.quiet_import import quiet_import
 from metarun.train.evaluate import evaluate
 from metarun.types import Episode, Meta
 
-TARGET, PATIENCE_S = 0.95, 1800.0
+TARGET, TIME_LIMIT_S = 0.95, 1800.0
 EVERY, EPISODES, BATCH = 20, 400, 50
-QUICK_EVERY, QUICK_EPISODES, QUICK_PATIENCE_S = 10, 10, 2.0
-# Width 32 and a fast outer rate: some minutes on one core. Under `mean`, 2.0 is the 0.4 of Finn 2017's code.
-WORDS = ("data=omniglot", "task=5w1s", "model=conv4", "optim=adam_1000_steps", "algo=maml", "algo.loss_reduction=mean",
-         "algo.inner_lr=2.0", "train.meta_batch=32")  # fmt: skip
-QUICK_WORDS = ("data=glyphs", "model.width=4", "train.meta_batch=2")
+QUICK_EVERY, QUICK_EPISODES, QUICK_TIME_LIMIT_S = 10, 10, 2.0
+# Width 32 and a high outer rate: some minutes on one core. inner_lr 2.0 with `mean` is the 0.4 of Finn 2017's code.
+OVERRIDES = (
+    "data=omniglot",
+    "task=5w1s",
+    "model=conv4",
+    "optim=adam_1000_steps",
+    "algo=maml",
+    "algo.loss_reduction=mean",
+    "algo.inner_lr=2.0",
+    "train.meta_batch=32",
+)
+QUICK_OVERRIDES = ("data=glyphs", "model.width=4", "train.meta_batch=2")
 Advance = Callable[[Episode, int], Meta]
-"""One meta-step; the weights after it."""
+"""Does one meta-step; returns the weights after it."""
 
 
 @dataclass(frozen=True)
 class Limits:
     target: float
-    patience_s: float
+    time_limit_s: float
     device: str
     quick: bool
 
     @property
     def seconds(self) -> float:
-        return min(self.patience_s, QUICK_PATIENCE_S) if self.quick else self.patience_s
+        return min(self.time_limit_s, QUICK_TIME_LIMIT_S) if self.quick else self.time_limit_s
 
     @property
-    def words(self) -> tuple[str, ...]:
-        return (*WORDS, *QUICK_WORDS) if self.quick else WORDS
+    def overrides(self) -> tuple[str, ...]:
+        return (*OVERRIDES, *QUICK_OVERRIDES) if self.quick else OVERRIDES
 
 
 def measure(limits: Limits, say: Callable[[str], None]) -> dict[str, Any]:
-    """On a CPU of several cores both run at once, each on a core of its own; else one after the other."""
+    """On a CPU with several cores both run at the same time, with one thread each; else one after the other."""
     together = limits.device == "cpu" and (os.cpu_count() or 1) > 1
     context = multiprocessing.get_context("spawn")
     runs: dict[str, Any] = {}
@@ -69,12 +78,12 @@ def measure(limits: Limits, say: Callable[[str], None]) -> dict[str, Any]:
         waiting.append((name, ours, process))
         if not together:
             runs[name] = _receive_curve(*waiting.pop(), say)
-    for place in waiting:
-        runs[place[0]] = _receive_curve(*place, say)
-    config = load_config(limits.words)
+    for started in waiting:
+        runs[started[0]] = _receive_curve(*started, say)
+    config = load_config(limits.overrides)
     return {
         "target": limits.target,
-        "words": list(limits.words),
+        "overrides": list(limits.overrides),
         "every": QUICK_EVERY if limits.quick else EVERY,
         "episodes": QUICK_EPISODES if limits.quick else EPISODES,
         "tasks": config.train.meta_batch,
@@ -83,26 +92,26 @@ def measure(limits: Limits, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def _receive_curve(name: str, pipe: Connection, process: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def _receive_curve(name: str, pipe: Connection, process: SpawnProcess, say: Callable[[str], None]) -> dict[str, Any]:
     curve: list[dict[str, float]] = []
     while True:
         try:
-            heard = pipe.recv()
+            message = pipe.recv()
         except EOFError:
-            raise SystemExit(f"{name}: its process ended early") from None
-        if isinstance(heard, bool):
+            raise SystemExit(f"{name}: its process ended before it reported") from None
+        if isinstance(message, bool):
             process.join()
-            return {"reached": heard, "curve": curve}
-        curve.append(heard)
-        say(f"{name}: step {heard['step']}, {heard['seconds']:.1f} s, accuracy {heard['accuracy']:.4f}")
+            return {"reached": message, "curve": curve}
+        curve.append(message)
+        say(f"{name}: step {message['step']}, {message['seconds']:.1f} s, accuracy {message['accuracy']:.4f}")
 
 
 def _run(pipe: Connection, name: str, limits: Limits) -> None:
     machine.set_threads_and_allocator(1)
-    config = load_config(limits.words)
+    config = load_config(limits.overrides)
     device = torch.device(limits.device)
     parts, train, validate = _prepare(config, device, limits)
-    quiet_import("learn2learn")  # nobody's time
+    quiet_import("learn2learn")  # before the clock starts
     begin = time.perf_counter()
     advance = ADVANCES[name](config, parts, train, limits)
     every = QUICK_EVERY if limits.quick else EVERY
@@ -128,7 +137,7 @@ def _prepare(config: RunConfig, device: torch.device, limits: Limits) -> tuple[P
     episodes = QUICK_EPISODES if limits.quick else EPISODES
 
     def validate(meta: Meta) -> float:
-        """By metarun for both: not timed."""
+        """By metarun's evaluation for both; not timed."""
         measure = primary_measure("classes")
         return evaluate(parts.engine, meta, tasks, (measure,), episodes, BATCH, lambda _: None)[measure.name].value
 
@@ -140,15 +149,15 @@ def _episode(train: Tasks, config: RunConfig, step: int) -> Episode:
     return train(torch.arange(first, first + config.train.meta_batch))
 
 
-def job_on(config: RunConfig, parts: Parts, episode: Episode) -> Job:
+def make_omniglot_job(config: RunConfig, parts: Parts, episode: Episode) -> Job:
     workload = Workload("omniglot", "", tuple(parts.data.item_shape), ())
-    assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} has no twin"
+    assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} is no FunctionalNet"
     return Job(workload, config, config.algo, parts.net, parts.meta, episode)
 
 
 def _metarun(config: RunConfig, parts: Parts, train: Tasks, limits: Limits) -> Advance:
-    """Executed as a long run decides for itself; deciding and compiling are part of the time."""
-    fields = {} if limits.quick else choose(AUTO, job_on(config, parts, _episode(train, config, 0))).fields
+    """Executed as a long run chooses for itself; choosing and compiling are part of the time."""
+    fields = {} if limits.quick else choose(AUTO, make_omniglot_job(config, parts, _episode(train, config, 0))).fields
     engine = dataclasses.replace(config.engine, **fields).build(config.algo, parts.net)
     state, outer = new_state(config, parts.meta), build_outer_step(config)
 
@@ -161,7 +170,7 @@ def _metarun(config: RunConfig, parts: Parts, train: Tasks, limits: Limits) -> A
 
 
 def _learn2learn(config: RunConfig, parts: Parts, train: Tasks, _limits: Limits) -> Advance:
-    job = job_on(config, parts, _episode(train, config, 0))
+    job = make_omniglot_job(config, parts, _episode(train, config, 0))
     module = torch_module(job)
     meta_gradient = learn2learn_with(job, module)
     optimizer = config.optim.cls(module.parameters(), **config.optim.values)

@@ -1,4 +1,5 @@
-"""One workload: every contender through the float64 gate, then timed in turn, round after round, in one process."""
+"""Times one workload: checks every contender's float64 gradient, then times those that passed, one after another in
+every round, in one process."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from metarun.types import Meta
 
 TOLERANCE = 1e-10
 GATE_TASKS = 2
-AT_LEAST_S = 0.05  # per contender and round
+MIN_SECONDS = 0.05  # a step is repeated for at least so long in each round
 REFERENCE = "autograd"
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -29,10 +30,10 @@ class TimingSettings:
     device: torch.device
     threads: int
     rounds: int
-    quick: bool  # narrow nets and few tasks
-    memory: bool
-    engines: list[str]
-    limit_gflops: float
+    quick: bool  # narrow networks and few tasks
+    memory: bool  # measure peak memory too
+    engines: list[str]  # names of contenders; empty for all
+    limit_gflops: float  # of the fastest convolution on this machine
     say: Say
 
 
@@ -41,22 +42,22 @@ def time_workload(workload: Workload, settings: TimingSettings) -> Row:
     small = make_job(workload, settings.device, torch.float64, gate_tasks, settings.quick)
     truth = contenders.PEERS[REFERENCE](small)(small.episode)
     job = make_job(workload, settings.device, torch.float32, None, settings.quick)
-    entered: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     gflop = _gflop_per_task(workload, settings) * job.tasks
     with ExitStack() as until:
         for name in contenders.names_for(workload.name, settings.engines):
             settings.say(f"{workload.name}: {name}: gate")
-            entered[name] = prepare_contender(name, small, truth, job, until)
-        steps = {name: entry.step for name, entry in entered.items() if entry.step is not None}
+            entries[name] = prepare_contender(name, small, truth, job, until)
+        steps = {name: entry.step for name, entry in entries.items() if entry.step is not None}
         for name, times in time_in_turn(workload, steps, settings).items():
-            entered[name].row.update(_summary(times, job, gflop, settings.limit_gflops))
-    rows = {name: entry.row for name, entry in entered.items()}
+            entries[name].row.update(_summary(times, job, gflop, settings.limit_gflops))
+    rows = {name: entry.row for name, entry in entries.items()}
     if settings.memory:
-        _add_peak_memory(workload, entered, settings)
+        _add_peak_memory(workload, entries, settings)
     return {
         "workload": workload.name,
         "title": workload.title,
-        "words": list(workload.words),
+        "overrides": list(workload.overrides),
         "tasks": job.tasks,
         "gflop_per_task": gflop / job.tasks,
         "contenders": with_ratios(rows),
@@ -67,11 +68,11 @@ def time_workload(workload: Workload, settings: TimingSettings) -> Row:
 class Entry:
     row: Row
     choice: contenders.Choice | None
-    step: Callable[[], object] | None  # None: not to be timed
+    step: Callable[[], object] | None  # None: not timed
 
 
 def prepare_contender(name: str, small: Job, truth: Meta, job: Job, until: ExitStack) -> Entry:
-    """timed, wrong or absent; an engine that is wrong is never timed."""
+    """Sets the status: timed, wrong (never timed) or unavailable."""
     try:
         choice = contenders.choose(name, job)
         row = {**choice.told(), **check_gradient(choice, small, truth)}
@@ -83,7 +84,7 @@ def prepare_contender(name: str, small: Job, truth: Meta, job: Job, until: ExitS
         return Entry(row, choice, lambda: built.step(job.episode))
     except Unavailable as unavailable:
         return Entry({"status": "unavailable", "reason": str(unavailable)}, None, None)
-    except Exception as failure:  # a contender that breaks must not take the others with it
+    except Exception as failure:  # the other contenders are timed all the same
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
         return Entry({"status": "unavailable", "reason": reason}, None, None)
 
@@ -95,7 +96,7 @@ def check_gradient(choice: contenders.Choice, job: Job, truth: Meta) -> Row:
 
 
 def relative_error(found: Meta, truth: Meta) -> float:
-    """Relative, over everything that is learned; a gradient that is missing counts as zero, one too many not."""
+    """Norm of the difference by the norm of `truth`, over all entries of `truth`; a missing gradient counts as zero."""
     difference = size = torch.zeros(())
     for group, params in truth.items():
         for name, value in params.items():
@@ -118,16 +119,17 @@ def time_in_turn(
     for round_ in range(settings.rounds + 1):
         for name, step in steps.items():
             took = seconds(step, settings.device, once=settings.quick)
-            if round_:  # the first warms up
+            if round_:  # round 0 warms up
                 times[name].append(took)
         settings.say(f"{workload.name}: round {round_} of {settings.rounds}")
     return times
 
 
 def seconds(step: Callable[[], object], device: torch.device, once: bool) -> float:
+    """Mean time of a call; repeated for MIN_SECONDS, unless `once`."""
     machine.synchronize(device)
     start, count = time.perf_counter(), 0
-    while count == 0 or (not once and time.perf_counter() - start < AT_LEAST_S):
+    while count == 0 or (not once and time.perf_counter() - start < MIN_SECONDS):
         step()
         machine.synchronize(device)
         count += 1
@@ -147,14 +149,14 @@ def _summary(times: list[float], job: Job, gflop: float, limit: float) -> Row:
     }
 
 
-def _add_peak_memory(workload: Workload, entered: dict[str, Entry], settings: TimingSettings) -> None:
-    for entry in entered.values():
+def _add_peak_memory(workload: Workload, entries: dict[str, Entry], settings: TimingSettings) -> None:
+    for entry in entries.values():
         if entry.choice is not None and entry.step is not None:
             entry.row["memory_mb"] = _peak_mb(workload, entry.choice, settings)
 
 
 def remeasure_memory(row: Row, settings: TimingSettings) -> None:
-    """The peak memory of those in a row that were timed before."""
+    """Measures peak memory anew for the contenders of a stored row that were timed."""
     workload = WORKLOADS[row["workload"]]
     job = make_job(workload, settings.device, torch.float32, 1, settings.quick)
     wanted = contenders.names_for(workload.name, settings.engines)
@@ -169,9 +171,9 @@ def _peak_mb(workload: Workload, choice: contenders.Choice, settings: TimingSett
 
 
 def with_ratios(rows: dict[str, Row]) -> list[Row]:
-    """With the ratio to learn2learn: the median over rounds, each of which saw the same state of the machine."""
-    peer = rows.get("learn2learn", {}).get("seconds")
+    """Adds `ratio`: learn2learn's time by the contender's, the median over rounds, so that a slow round cancels out."""
+    reference = rows.get("learn2learn", {}).get("seconds")
     for row in rows.values():
-        if peer and "seconds" in row:
-            row["ratio"] = statistics.median(a / b for a, b in zip(peer, row["seconds"], strict=True))
+        if reference and "seconds" in row:
+            row["ratio"] = statistics.median(a / b for a, b in zip(reference, row["seconds"], strict=True))
     return [{"name": name, **row} for name, row in rows.items()]

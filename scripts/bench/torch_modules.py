@@ -1,4 +1,4 @@
-"""The workloads' networks as users of the peers write them: plain torch modules with torch's own batch norm."""
+"""The workloads' networks as plain torch modules with torch.nn.BatchNorm2d, as users of other libraries write them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BodyAndHead(nn.Module):
 
 
 def torch_module(job: Job) -> BodyAndHead:
-    """Of equal weights: the same parameters in the same order."""
+    """The job's network with the job's weights; parameters stand in the same order as in metarun's network."""
     values, like = job.config.model.values, job.net.module.head.weight
     body = (
         conv_body(values, job.workload.item[0]) if job.workload.has_images else mlp_body(values, job.workload.item[0])
@@ -35,7 +35,7 @@ def torch_module(job: Job) -> BodyAndHead:
     given = job.meta["weights"]
     with torch.no_grad():
         for name, parameter in zip(parameter_names(job), module.parameters(), strict=True):
-            if name in given:  # a metric method learns no head
+            if name in given:  # a metric-based algorithm (ProtoNet) learns no head
                 assert parameter.shape == given[name].shape, f"{name}: {parameter.shape}"
                 parameter.copy_(given[name])
     return module
@@ -54,7 +54,7 @@ def conv_body(values: Mapping[str, object], channels: int) -> nn.Sequential:
     for inputs in [channels] + [width] * (layers - 1):
         parts += [
             nn.Conv2d(inputs, width, 3, stride=1 if pools else 2, padding=1, bias=False),
-            # Without running statistics, which nobody reads here and which cost the peers time.
+            # Running statistics are not read here; updating them would cost the other libraries time.
             nn.BatchNorm2d(width, eps, track_running_stats=False),
             nn.ReLU(),
             *([nn.MaxPool2d(2)] if pools else []),

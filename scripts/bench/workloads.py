@@ -1,4 +1,4 @@
-"""What is timed: meta-steps of known shape, described by the words one would give to metarun."""
+"""The workloads that are timed: meta-steps of known shape, each given by overrides for metarun."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metarun.models.functional import FunctionalNet, build_net
 from metarun.types import Algorithm, Batch, Episode, Meta
 
 SEED = 0
-NOISE = 0.05  # on the fresh weights: a head of zeros would leave the body without an inner gradient
+NOISE = 0.05  # added to the first weights: with a head of zeros the body has no inner gradient
 QUICK_TASKS, QUICK_WIDTH = 2, 8
 
 
@@ -22,9 +22,9 @@ QUICK_TASKS, QUICK_WIDTH = 2, 8
 class Workload:
     name: str
     title: str
-    item: tuple[int, ...]  # the shape of one x
-    words: tuple[str, ...]  # overrides as for metarun
-    engine: tuple[str, ...] = ()  # for metarun's engines where nothing is decided by measuring
+    item: tuple[int, ...]  # shape of one input
+    overrides: tuple[str, ...]  # overrides, as on metarun's command line
+    engine: tuple[str, ...] = ()  # overrides for the engines that do not decide by measuring
 
     @property
     def has_images(self) -> bool:
@@ -33,7 +33,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Job:
-    """A workload on a device: everything a contender is given."""
+    """A workload on a device: all that a contender gets."""
 
     workload: Workload
     config: RunConfig
@@ -62,8 +62,8 @@ def task_words(task: str, queries: int, tasks: int) -> tuple[str, ...]:
 
 def _sine(name: str, tasks: int, steps: int) -> Workload:
     title = f"sine, MLP 1-40-40-1, 10 points, {steps} inner step{'s' * (steps > 1)}, {tasks} tasks"
-    words = ("data=sine", *descent_words("maml", steps, 0.01), f"train.meta_batch={tasks}")
-    return Workload(name, title, (1,), words, ("engine.chunk=null",))  # small enough for all tasks at once
+    overrides = ("data=sine", *descent_words("maml", steps, 0.01), f"train.meta_batch={tasks}")
+    return Workload(name, title, (1,), overrides, ("engine.chunk=null",))  # small enough for all tasks at once
 
 
 GREY, COLOUR = (1, 28, 28), (3, 84, 84)
@@ -108,7 +108,7 @@ WORKLOADS = {
 
 
 def select_workloads(wanted: list[str]) -> list[Workload]:
-    """By name; a name before the dash that is none by itself means all that start so."""
+    """By full name (W4-1step), or all whose name before the dash is given (W4)."""
     known = {*WORKLOADS, *(name.partition("-")[0] for name in WORKLOADS)}
     unknown = sorted(set(wanted) - known)
     if unknown:
@@ -118,24 +118,24 @@ def select_workloads(wanted: list[str]) -> list[Workload]:
 
 
 @cache
-def load_config(words: tuple[str, ...]) -> RunConfig:
-    composed = compose([*words, "track=local", "device=cpu"])
+def load_config(overrides: tuple[str, ...]) -> RunConfig:
+    composed = compose([*overrides, "track=local", "device=cpu"])
     return check_config(composed.plain, composed.choices)
 
 
 def make_job(
     workload: Workload, device: torch.device, dtype: torch.dtype, tasks: int | None, quick: bool = False
 ) -> Job:
-    """`tasks`: None for as many as the workload has. `quick`: a narrow net and few tasks."""
+    """`tasks`: None for the workload's own number. `quick`: a narrow network and few tasks."""
     narrow = (f"model.width={QUICK_WIDTH}",) if quick and workload.has_images else ()
-    config = load_config((*workload.words, *narrow))
+    config = load_config((*workload.overrides, *narrow))
     outputs = config.task.train.ways_range[1] if workload.has_images else 1
     values: dict[str, Any] = dict(config.model.values)
     net, weights = build_net(config.model.path, values, workload.item, outputs, SEED)
     net.module.to(device=device, dtype=dtype)
     dice = torch.Generator().manual_seed(SEED + 1)
-    moved = {name: w + NOISE * torch.randn(w.shape, generator=dice) for name, w in weights.items()}
-    meta = config.algo.init(net, moved, SEED)
+    noisy = {name: w + NOISE * torch.randn(w.shape, generator=dice) for name, w in weights.items()}
+    meta = config.algo.init(net, noisy, SEED)
     meta = {group: {n: v.to(device=device, dtype=dtype) for n, v in params.items()} for group, params in meta.items()}
     count = tasks or config.train.meta_batch
     if quick and workload.has_images:
@@ -146,7 +146,7 @@ def make_job(
 def random_episode(
     workload: Workload, config: RunConfig, device: torch.device, dtype: torch.dtype, tasks: int
 ) -> Episode:
-    """Random pictures, or points of sine curves: drawn in float32, so that they are the same in every precision."""
+    """Random images, or points on sine curves; drawn in float32, so that float64 gets the same values."""
     shape, dice = config.task.train, torch.Generator().manual_seed(SEED + 2)
     ways, shots = shape.ways_range[1], shape.shots_range[1]
     amplitude, phase = (torch.rand(tasks, 1, 1, generator=dice) for _ in range(2))

@@ -115,7 +115,7 @@ def test_all_loops_of_the_bench_agree(name: str) -> None:
 def test_a_table_from_stored_figures() -> None:
     stored = json.loads((Path(__file__).parent / "stored_figures.json").read_text())
     row = {"name": "vmap", "total_s": 2.0, "ratio": 3.5, "error": 1e-6}
-    text = report.markdown(stored, stored["reached"], {**stored, "words": [], "episodes": 600, "rows": [row]})
+    text = report.markdown(stored, stored["reached"], {**stored, "overrides": [], "episodes": 600, "rows": [row]})
     lines = text.splitlines()
     assert "| **W4-1step** sine | 30.00 | 1.00 |  | wrong |" in lines
     auto = "| W4-1step | auto (chunk 25, processes 1) |"
