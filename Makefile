@@ -1,45 +1,49 @@
-# make help lists the targets. Everything is set up by the first one you call, in .venv, and nowhere else.
+# make help lists the targets. The first target that you call makes .venv; nothing is installed anywhere else.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.8
-FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
-PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.13 python3.11,$(shell $(p) -c '$(FITS)' 2>/dev/null && echo $(p))))
+IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.13 python3.11,$(shell $(p) -c '$(IS_SUPPORTED)' 2>/dev/null && echo $(p))))
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint types bench clean
+.PHONY: help setup run test slow check lint types bench clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
 
-setup: $(STAMP)  ## a virtual environment in .venv with all that is needed (about 6 GB on disk, most of it torch)
+setup: $(STAMP)  ## make .venv with metarun and its tools (about 6 GB on disk, most of it torch)
 
 $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh "$(PYTHON)" $(UV_VERSION)
 	@touch $@
 
-run: $(STAMP)  ## meta-train, -validate and -test MAML on the built-in characters (make run ARGS="algo=protonet")
+run: $(STAMP)  ## train and test MAML on the built-in glyphs, two minutes (make run ARGS="algo=protonet" for another)
 	@echo "metarun $(ARGS)"
 	@$(BIN)/metarun $(ARGS)
 
-test: $(STAMP)  ## the tests (make test ARGS="-k engines")
-	@echo "The tests, on two processes (four to five minutes)"
+test: $(STAMP)  ## the fast tests, five minutes on two cores (make test ARGS="tests/engine -k adjoint" for some)
+	@echo "The fast tests, in two processes: about five minutes on two cores"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-check: lint types test  ## what must hold before a change lands: lint, types, tests
+slow: $(STAMP)  ## the tests marked slow: compiling networks, long trainings; SLOW_TIME
+	@echo "The slow tests, in two processes: SLOW_TIME on two cores"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
-lint: $(STAMP)  ## ruff: rules and format
+check: lint types test  ## lint, types and test: what must pass before a change lands
+
+lint: $(STAMP)  ## ruff check and ruff format --check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(STAMP)  ## mypy over src, tests and scripts
+types: $(STAMP)  ## mypy --strict on src, tests and scripts
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## metarun and its peers side by side on this machine, into docs/speed.md (make bench ARGS="--only W4")
+bench: $(STAMP)  ## time metarun and other libraries, hours; writes docs/speed.md (make bench ARGS="--only W4" for some)
 	@PYTHONPATH=scripts $(BIN)/python -m bench $(ARGS)
 
-clean:  ## remove .venv and caches; outputs/ stays
+clean:  ## remove .venv and caches; keep outputs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
 	find src tests scripts -name __pycache__ -prune -exec rm -rf {} +

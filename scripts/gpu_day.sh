@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# What there is to do on a machine with a GPU, by one command from the checkout:
+# Does all that needs a GPU, by one command from the checkout:
 #
-#   scripts/gpu_day.sh           the GPU tests, the bench and the scaling figures on the GPU, and the full MAML run on
-#                                Omniglot 5w1s: 60,000 steps, its wall time and its test accuracy
-#   SMALL=1 scripts/gpu_day.sh   the same on the CPU with everything tiny: does each part work? (a minute or two)
+#   scripts/gpu_day.sh           the GPU tests; make bench and bench.scaling on the GPU; MAML on Omniglot 5w1s for 60,000
+#                                steps, with its time and test accuracy; two ranks on NCCL, where there are two GPUs
+#   SMALL=1 scripts/gpu_day.sh   the same parts on the CPU with tiny networks, to see that each part works (minutes)
 #
-# METARUN_DATA names the folder with Omniglot, which is downloaded otherwise. OUT names the folder for the logs, the
-# figures and the run. A part that fails does not stop the others; the exit code is 1 if one did.
+# PYTHON: the interpreter (.venv/bin/python). METARUN_DATA: the folder that has Omniglot; without it, it is downloaded.
+# OUT: the folder for logs, figures and runs (outputs/gpu_day). If a part fails, the others still run, and the exit code
+# is 1.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-outputs/gpu_day}
 SMALL=${SMALL:-0}
 mkdir -p "$OUT"
-export PYTHONPATH=scripts${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=src:scripts${PYTHONPATH:+:$PYTHONPATH}
 failed=()
 
-part() {  # name, command
+part() {  # part NAME COMMAND...: runs the command, logs it to $OUT/NAME.log, notes a failure
     local name=$1 start=$SECONDS
     shift
     echo "== $name: $*"
@@ -30,20 +31,31 @@ part() {  # name, command
 
 metarun() { "$PYTHON" -m metarun "$@"; }
 
-run=(algo=maml data=omniglot task=5w1s model=conv4 model.width=64 optim=adam train.meta_batch=32 track=local)
+show_results() {  # show_results NAME: time and test accuracy of the runs in $OUT/NAME
+    find "$OUT/$1" -name summary.json -exec "$PYTHON" -c "
+import json, sys
+summary = json.load(open(sys.argv[1]))
+print(f\"== $1: {summary['time/total_s']:.0f} s, {summary['time/tasks_per_s']:.0f} tasks/s, \"
+      f\"test accuracy {100 * summary['test/acc']:.2f} % +- {100 * summary['test/ci95']:.2f}\")
+" {} \;
+}
+
+common=(algo=maml task=5w1s model=conv4 optim=adam track=local)
+tiny=(data=glyphs model.width=4 train.steps=20 train.meta_batch=2 eval.every=10 eval.val_episodes=4)
+tiny+=(eval.test_episodes=6)
 if [ "$SMALL" = 1 ]; then
     device=cpu
-    tests=(-m "not slow" -k test_gpu)  # they say that they are skipped
+    tests=(-m "not slow" -k test_gpu)  # without a GPU they are skipped, and say so
     bench=(--quick --only W4-1step,W5-reptile)
-    scaling=(--quick)
-    run+=(data=glyphs model.width=4 train.steps=20 train.meta_batch=2 eval.every=10 eval.val_episodes=4)
-    run+=(eval.test_episodes=6)
+    quick=(--quick)
+    run=("${tiny[@]}")
 else
     device=cuda
     tests=(-m gpu)
     bench=()
-    scaling=()
-    run+=(train.steps=60000 eval.every=2000 train.save_every=2000 train.log_every=100)
+    quick=()
+    run=(data=omniglot model.width=64 train.meta_batch=32 train.steps=60000 eval.every=2000)
+    run+=(train.save_every=2000 train.log_every=100)
 fi
 
 "$PYTHON" -c "
@@ -52,18 +64,21 @@ print('torch', torch.__version__, torch.cuda.get_device_name(0) if torch.cuda.is
 "
 part tests "$PYTHON" -m pytest "${tests[@]}" tests/engine/test_gpu.py
 part bench "$PYTHON" -m bench --device $device --out "$OUT" "${bench[@]}"
-part accuracy "$PYTHON" -m bench accuracy --device $device --out "$OUT" "${bench[@]:0:1}"
-part scores "$PYTHON" -m bench scores --device $device --out "$OUT" "${bench[@]:0:1}"
-part scaling "$PYTHON" -m bench.scaling --device $device --out "$OUT" "${scaling[@]}"
-part run metarun "${run[@]}" device=$device out="$OUT/run"
-find "$OUT/run" -name summary.json -exec "$PYTHON" -c "
-import json, sys
-found = json.load(open(sys.argv[1]))
-print(f\"== run: {found['time/total_s']:.0f} s, {found['time/tasks_per_s']:.0f} tasks/s, \"
-      f\"test accuracy {100 * found['test/acc']:.2f} % +- {100 * found['test/ci95']:.2f}\")
-" {} \;
+part accuracy "$PYTHON" -m bench accuracy --device $device --out "$OUT" "${quick[@]}"
+part scores "$PYTHON" -m bench scores --device $device --out "$OUT" "${quick[@]}"
+part scaling "$PYTHON" -m bench.scaling --device $device --out "$OUT" "${quick[@]}"
+part run metarun "${common[@]}" "${run[@]}" device=$device out="$OUT/run"
+show_results run
+if [ $device = cpu ] || "$PYTHON" -c "import sys, torch; sys.exit(torch.cuda.device_count() < 2)"; then
+    for devices in 1 $device:2; do  # the accuracies must agree: tasks and gradients do not depend on the number of ranks
+        part ranks_$devices metarun "${common[@]}" "${tiny[@]}" device=$device devices=$devices out="$OUT/ranks_$devices"
+        show_results ranks_$devices
+    done
+else
+    echo "== ranks: left out, torch sees fewer than two GPUs"
+fi
 if [ ${#failed[@]} -gt 0 ]; then
     echo "== failed: ${failed[*]}"
     exit 1
 fi
-echo "== all done; logs and figures in $OUT"
+echo "== all done; logs, figures and runs in $OUT"

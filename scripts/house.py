@@ -1,6 +1,7 @@
-"""How easy the source is to find one's way in, counted: python scripts/house.py [FOLDER_WITH_src]
+"""Counts what makes the source hard to read: python scripts/house.py [FOLDER_WITH_src]
 
-Names that stand in two or more modules, `Any` and `getattr`/`hasattr`, ignored types, import circles, long files.
+Top-level names that two or more modules define, `Any`, `getattr` and `hasattr`, ignored types, import circles, long
+files and functions.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 LONG_FILE, LONG_FUNCTION = 400, 60  # lines
 
 
-def defined(node: ast.stmt) -> Iterator[tuple[str, bool]]:
-    """Names that a top-level statement defines, and whether each is a function or a class."""
+def defined_names(node: ast.stmt) -> Iterator[tuple[str, bool]]:
+    """(name, whether it is a function or a class) for each name that a top-level statement defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
         yield node.name, True
     elif isinstance(node, ast.Assign):
@@ -28,16 +29,17 @@ def defined(node: ast.stmt) -> Iterator[tuple[str, bool]]:
 
 
 def shared_names(trees: dict[str, ast.Module]) -> dict[str, dict[str, bool]]:
-    """Name -> the modules that define it, for names that two or more define."""
+    """Name -> module -> whether it is a function or class there; only names that two or more modules define."""
     places: dict[str, dict[str, bool]] = defaultdict(dict)
     for module, tree in trees.items():
         for node in tree.body:
-            for name, is_function in defined(node):
+            for name, is_function in defined_names(node):
                 places[name][module] = is_function
     return {name: modules for name, modules in sorted(places.items()) if len(modules) > 1}
 
 
-def imports(tree: ast.Module, modules: set[str]) -> set[str]:
+def imported_modules(tree: ast.Module, modules: set[str]) -> set[str]:
+    """Those of `modules` that a module imports, anywhere in its text."""
     named: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -52,8 +54,8 @@ def imports(tree: ast.Module, modules: set[str]) -> set[str]:
     return found - {"", "metarun"}
 
 
-def circles(needs: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules each of which reaches all others of its group."""
+def import_circles(needs: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others."""
     reach = {name: set(found) for name, found in needs.items()}
     for middle in needs:
         for name in needs:
@@ -65,7 +67,7 @@ def circles(needs: dict[str, set[str]]) -> list[list[str]]:
     return [sorted(group) for group in groups]
 
 
-def long_ones(trees: dict[str, ast.Module], texts: dict[str, str]) -> Iterator[str]:
+def long_files_and_functions(trees: dict[str, ast.Module], texts: dict[str, str]) -> Iterator[str]:
     for module, text in texts.items():
         if text.count("\n") > LONG_FILE:
             yield f"{module}: {text.count(chr(10))} lines"
@@ -86,9 +88,9 @@ def main(root: Path) -> None:
     shared = shared_names(trees)
     for name, modules in shared.items():
         print(f"{name:<24} {', '.join(sorted(modules))}")
-    for line in long_ones(trees, texts):
+    for line in long_files_and_functions(trees, texts):
         print(f"long: {line}")
-    found = circles({module: imports(tree, set(trees)) for module, tree in trees.items()})
+    found = import_circles({module: imported_modules(tree, set(trees)) for module, tree in trees.items()})
     for group in found:
         print(f"circle: {' '.join(group)}")
     anys = len(re.findall(r"\bAny\b", whole))

@@ -1,4 +1,4 @@
-"""Draw a folder of pictures to try data=folder on: 24 classes of shapes, in many formats, modes and sizes.
+"""Draws a folder of pictures, an example for data=folder: 24 classes of shapes in many formats, modes and sizes.
 
 python scripts/examples/pictures.py shapes
 metarun data=folder data.path=shapes data.size=28 task=5w1s
@@ -14,12 +14,12 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond", "bars", "dots")
-COLOURS = {  # least and most red, green, blue
+COLOURS = {  # (lowest, highest) red, green, blue
     "cold": ((0, 70), (60, 160), (200, 255)),
     "leafy": ((20, 110), (140, 210), (0, 90)),
     "warm": ((200, 255), (60, 160), (0, 70)),
 }
-FORMS = (
+FORMATS = (  # file format, Pillow mode
     ("png", "RGB"),
     ("jpg", "RGB"),
     ("gif", "P"),
@@ -28,12 +28,12 @@ FORMS = (
     ("tif", "CMYK"),
     ("png", "RGBA"),
 )
-SIDES = (40, 96)  # pixels
+SIDES = (40, 96)  # shortest and longest side in pixels
 QUALITY = 92  # of jpg and webp
 
 
-def outline(shape: str, side: int) -> list[list[tuple[float, float]]]:
-    """Polygons around 0."""
+def polygons(shape: str, side: int) -> list[list[tuple[float, float]]]:
+    """The polygons of a shape, centred at 0."""
     half, third = side / 2, side / 6
     bar = [(-half, -third / 2), (half, -third / 2), (half, third / 2), (-half, third / 2)]
     dot = [(-third, -third), (third, -third), (third, third), (-third, third)]
@@ -62,18 +62,18 @@ def picture(shape: str, colour: str, draw: random.Random) -> Image.Image:
     elif shape == "ring":
         pen.ellipse(box, outline=ink, width=max(side // 6, 1))
     else:
-        for polygon in outline(shape, side):
+        for polygon in polygons(shape, side):
             pen.polygon([(x + left, y + top) for left, top in polygon], fill=ink)
     return made
 
 
-def write(folder: Path, per_class: int, seed: int) -> None:
+def write_classes(folder: Path, per_class: int, seed: int) -> None:
     for number, (colour, shape) in enumerate((colour, shape) for colour in COLOURS for shape in SHAPES):
         home = folder / colour / shape
         home.mkdir(parents=True, exist_ok=True)
         draw = random.Random(1000 * seed + number)
         for place in range(per_class):
-            suffix, mode = FORMS[place % len(FORMS)]
+            suffix, mode = FORMATS[place % len(FORMATS)]
             options: dict[str, Any] = {"quality": QUALITY} if suffix in ("jpg", "webp") else {}
             picture(shape, colour, draw).convert(mode).save(home / f"{place:03d}.{suffix}", **options)
 
@@ -81,11 +81,11 @@ def write(folder: Path, per_class: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument("--per-class", type=int, default=20, help="pictures of each class")
     parser.add_argument("--seed", type=int, default=1)
-    chosen = parser.parse_args()
-    write(chosen.out, chosen.per_class, chosen.seed)
-    print(f"{chosen.out}: {len(COLOURS) * len(SHAPES)} classes of {chosen.per_class} pictures")
+    args = parser.parse_args()
+    write_classes(args.out, args.per_class, args.seed)
+    print(f"{args.out}: {len(COLOURS) * len(SHAPES)} classes of {args.per_class} pictures")
 
 
 if __name__ == "__main__":

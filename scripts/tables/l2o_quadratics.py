@@ -1,11 +1,11 @@
-"""An optimizer learned on random quadratics against gradient descent at the best rate for them.
+"""Compares an optimizer learned on random quadratics with gradient descent at its best rate.
 
 python scripts/tables/l2o_quadratics.py    # some minutes on one core; writes docs/l2o_quadratics.csv and .png
 
-The experiment of Andrychowicz 2016 (arXiv 1606.04474), section 3.1: f(theta) = |W theta - y|^2 with W of 10 x 10 and y
-all drawn from the standard normal distribution, a new function for every task. As a net: a linear layer without bias,
-whose weight is theta; the rows of W are its inputs and y its targets. Not as in the paper: theta starts at 0 for both;
-a task has 20 steps, all of them differentiated through; gradients are preprocessed; f is divided by 10 for descent.
+The experiment of Andrychowicz 2016 (arXiv 1606.04474), section 3.1: f(theta) = |W theta - y|^2, where W (10 x 10) and y
+are drawn from the standard normal distribution; every task is a new function. The network is a linear layer without
+bias: theta is its weight, the rows of W are inputs, y are targets. Unlike the paper, theta starts at 0 for both, the
+meta-gradient goes through all 20 steps of a task, gradients are preprocessed, and descent minimises f / 10.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from metarun.types import Batch, Episode, Meta
 
 OUT = Path(__file__).parents[2] / "docs"
 SIZE, HORIZON = 10, 20
-META_STEPS, META_BATCH, LR = 600, 128, 1e-2  # Adam, its rate falling to 0 by a cosine
+META_STEPS, META_BATCH, LR = 600, 128, 1e-2  # Adam; a cosine takes its rate to 0
 HELD_OUT, EVERY = 1000, 20
 RATES = [0.05 * 1.1**i for i in range(22)]  # 0.05 to 0.37
 COLUMNS = ("mean", "p10", "median", "p90")
-SHARED: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "test_steps": HORIZON,
     "derivatives": "first",
     "second_order_from": 0,
@@ -44,8 +44,8 @@ SHARED: dict[str, Any] = {
     "bn_weights": "shared",
 }
 ENGINE = Vmap(chunk=None, memory="graph", compile="off", cuda_graph="off")
-LEARNED = L2O(**SHARED, steps=HORIZON, inner_lr=0.1, multi_step_loss_until=10**9, hidden=20, p=10.0, descent=0.0)
-DESCENT = MAML(**SHARED, steps=HORIZON, inner_lr=0.1, multi_step_loss_until=0, rates="fixed")
+LEARNED = L2O(**COMMON, steps=HORIZON, inner_lr=0.1, multi_step_loss_until=10**9, hidden=20, p=10.0, descent=0.0)
+DESCENT = MAML(**COMMON, steps=HORIZON, inner_lr=0.1, multi_step_loss_until=0, rates="fixed")
 
 
 def quadratics(seed: int, count: int) -> Episode:
@@ -62,27 +62,27 @@ def zero_net() -> tuple[FunctionalNet, Meta]:
     return net, {"weights": {name: torch.zeros_like(value) for name, value in weights.items()}}
 
 
-def trained(seed: int, meta_steps: int) -> Iterator[tuple[int, float, Meta]]:
-    """What is learned, every now and then: step, mean loss along the way, and the optimizer."""
+def meta_train(seed: int, meta_steps: int) -> Iterator[tuple[int, float, Meta]]:
+    """Meta-trains; yields every EVERY steps (step, mean f over the inner steps, learned values)."""
     net, start = zero_net()
     meta = LEARNED.init(net, start["weights"], seed)
     engine = ENGINE.build(LEARNED, net)
     parameters = [value for entry, group in meta.items() if entry != "weights" for value in group.values()]
     outer = torch.optim.Adam(parameters, lr=LR)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(outer, meta_steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(outer, meta_steps)
     for step in range(1, meta_steps + 1):
         grads, aux = engine.meta_grad(meta, quadratics((seed + 1) * 10**6 + step, META_BATCH), 0)
         found = [value for entry, group in grads.items() if entry != "weights" for value in group.values()]
         for parameter, gradient in zip(parameters, found, strict=True):
             parameter.grad = gradient
         outer.step()
-        falling.step()
+        schedule.step()
         if step % EVERY == 0 or step == meta_steps:
             yield step, SIZE * aux.metrics["loss"].item(), meta
 
 
 def losses(algo: Descent[RuleState], meta: Meta, functions: Episode, steps: int) -> Tensor:
-    """f after `steps` steps, for each function."""
+    """f of each function after `steps` inner steps."""
     net, _ = zero_net()
     if not steps:
         return functions.query.y.square().sum(dim=(1, 2))
@@ -91,16 +91,16 @@ def losses(algo: Descent[RuleState], meta: Meta, functions: Episode, steps: int)
 
 
 def best_rate(functions: Episode) -> float:
-    """That of the least median at the horizon: the mean is that of the few functions on which a long step diverges."""
+    """The rate with the lowest median f after HORIZON steps. A mean would be set by the few functions that diverge."""
     _, start = zero_net()
     ends = {rate: losses(replace(DESCENT, inner_lr=rate), start, functions, HORIZON).median() for rate in RATES}
     best = min(ends, key=lambda rate: ends[rate].item())
-    assert best not in (RATES[0], RATES[-1]), f"the best rate, {best}, lies at the end of the grid"
+    assert best not in (RATES[0], RATES[-1]), f"the best rate, {best}, is at the end of RATES"
     return best
 
 
 def curve(algo: Descent[RuleState], meta: Meta, functions: Episode) -> list[list[float]]:
-    """As COLUMNS, after 0 to HORIZON steps."""
+    """Rows of COLUMNS, after 0 to HORIZON steps."""
     rows = [losses(algo, meta, functions, steps) for steps in range(HORIZON + 1)]
     return [[f_T.mean().item(), *(f_T.quantile(share).item() for share in (0.1, 0.5, 0.9))] for f_T in rows]
 
@@ -123,7 +123,7 @@ def draw(curves: dict[str, list[list[float]]], path: Path) -> None:
 def main() -> None:
     _, start = zero_net()
     learned = start
-    for step, loss, learned in trained(0, META_STEPS):  # noqa: B007  # the last one is what was learned
+    for step, loss, learned in meta_train(0, META_STEPS):  # noqa: B007  # the last one is the result
         print(f"meta-step {step}/{META_STEPS}  f after {HORIZON} steps {loss:.3f}", flush=True)
     rate = best_rate(quadratics(1, HELD_OUT))
     held_out = quadratics(2, HELD_OUT)

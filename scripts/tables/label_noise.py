@@ -1,8 +1,8 @@
-"""MAML and Meta-Weight-Net under wrong support labels, both over the same inner rates: writes docs/label_noise.md.
+"""Compares MAML and Meta-Weight-Net under wrong support labels, over the same inner rates; writes docs/label_noise.md.
 
 python scripts/tables/label_noise.py [--steps 500] [--seeds 0,1,2] [--noise 0.0,0.4] [--rates 0.15,0.5] [KEY=VALUE ...]
 
-Finished runs are not made again. In bold, by noise and algorithm, the rate that is best on validation.
+Finished runs are kept. Bold: the rate that is best on validation, for each noise and algorithm.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ PAGE = ROOT / "docs" / "label_noise.md"
 TEXT = """# Wrong labels in the support set
 
 Written by `python scripts/tables/label_noise.py` from the summaries of its runs; no number here was typed. glyphs,
-5-way 5-shot; each support label of training, validation and test tasks is wrong with the probability given, the query
-labels are right. Both algorithms adapt the head alone, by ten inner steps, so that it can fit wrong labels if
-nothing keeps it from it. Means over seeds with their standard deviation; in bold the inner rate that is best on
-validation, for each algorithm and noise.
+5-way 5-shot. A support label is wrong with the given probability, in training, validation and test tasks; query labels
+are right. Both algorithms adapt the head alone, by ten inner steps, which suffices to fit wrong labels. Means over
+seeds with their standard deviation; bold: the inner rate that is best on validation, for each algorithm and noise.
 
-    metarun algo=NAME {words}
+    metarun algo=NAME {overrides}
 
 {table}
 """
-HEAD = ("label noise", "algo", "inner_lr", "meta-steps", "seeds", "val best", "test")
+HEADER = ("label noise", "algo", "inner_lr", "meta-steps", "seeds", "val best", "test")
 
 
 class Row(NamedTuple):
@@ -48,34 +47,34 @@ class Row(NamedTuple):
 
     @property
     def val(self) -> float:
-        return mean(self._each("val/best_acc"))
+        return mean(self._values("val/best_acc"))
 
     def cells(self, best: bool) -> tuple[str, ...]:
-        test = self._each("test/acc")
+        test = self._values("test/acc")
         spread = f" +- {100 * stdev(test):.2f}" if len(test) > 1 else ""
         text = f"{100 * mean(test):.2f}{spread} %"
-        said = [one["protocol"] for one in self.summaries]
-        seeds = ", ".join(str(one["seed"]) for one in said)
-        start = (f"{said[0]['label_noise']:g}", self.algo, f"{self.rate:g}", str(said[0]["steps"]), seeds)
+        protocols = [one["protocol"] for one in self.summaries]
+        seeds = ", ".join(str(one["seed"]) for one in protocols)
+        start = (f"{protocols[0]['label_noise']:g}", self.algo, f"{self.rate:g}", str(protocols[0]["steps"]), seeds)
         return (*start, f"{100 * self.val:.2f} %", f"**{text}**" if best else text)
 
-    def _each(self, name: str) -> list[float]:
+    def _values(self, name: str) -> list[float]:
         return [float(one[name]) for one in self.summaries]
 
 
-def made(words: list[str]) -> dict[str, Any]:
-    """The summary of the run, which is made first where there is none."""
-    composed = compose(words)
+def summary_of(overrides: list[str]) -> dict[str, Any]:
+    """The summary of a run; trains it first where there is none."""
+    composed = compose(overrides)
     file = check_config(composed.plain, composed.choices).folder / "summary.json"
-    if not file.exists() and metarun(words):
-        sys.exit(f"failed: metarun {' '.join(words)}")
+    if not file.exists() and metarun(overrides):
+        sys.exit(f"failed: metarun {' '.join(overrides)}")
     return dict(json.loads(file.read_text()))
 
 
-def row(noise: float, algo: str, rate: float, asked: argparse.Namespace) -> Row:
-    task = ("task=5w5s", f"task.label_noise={noise}", f"train.steps={asked.steps}", f"eval.every={asked.steps}")
-    shared = [f"algo={algo}", "track=local", *task, *INNER, *SMALL, f"algo.inner_lr={rate}", *asked.words]
-    return Row(noise, algo, rate, [made([*shared, f"seed={seed}"]) for seed in asked.seeds])
+def row(noise: float, algo: str, rate: float, args: argparse.Namespace) -> Row:
+    task = ("task=5w5s", f"task.label_noise={noise}", f"train.steps={args.steps}", f"eval.every={args.steps}")
+    common = [f"algo={algo}", "track=local", *task, *INNER, *SMALL, f"algo.inner_lr={rate}", *args.overrides]
+    return Row(noise, algo, rate, [summary_of([*common, f"seed={seed}"]) for seed in args.seeds])
 
 
 def numbers(kind: type[int] | type[float]) -> Callable[[str], list[float]]:
@@ -84,20 +83,20 @@ def numbers(kind: type[int] | type[float]) -> Callable[[str], list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=500, help="meta-steps of a run")
     parser.add_argument("--seeds", type=numbers(int), default=[0, 1, 2])
-    parser.add_argument("--noise", type=numbers(float), default=[0.0, 0.4])
-    parser.add_argument("--rates", type=numbers(float), default=[0.15, 0.5])
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="further words for metarun")
-    asked = parser.parse_intermixed_args()
-    rows = [row(*which, asked) for which in product(asked.noise, ALGOS, asked.rates)]
-    lines = [HEAD, tuple("---" for _ in HEAD)]
+    parser.add_argument("--noise", type=numbers(float), default=[0.0, 0.4], help="shares of wrong support labels")
+    parser.add_argument("--rates", type=numbers(float), default=[0.15, 0.5], help="inner rates")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further overrides for metarun")
+    args = parser.parse_intermixed_args()
+    rows = [row(*which, args) for which in product(args.noise, ALGOS, args.rates)]
+    lines = [HEADER, tuple("---" for _ in HEADER)]
     for one in rows:
         rivals = [other.val for other in rows if (other.noise, other.algo) == (one.noise, one.algo)]
         lines.append(one.cells(best=one.val == max(rivals)))
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    said = f"task=5w5s task.label_noise=0.4 train.steps={asked.steps} {' '.join((*INNER, *SMALL))} algo.inner_lr=RATE"
-    PAGE.write_text(TEXT.format(words=said, table=table))
+    shown = f"task=5w5s task.label_noise=0.4 train.steps={args.steps} {' '.join((*INNER, *SMALL))} algo.inner_lr=RATE"
+    PAGE.write_text(TEXT.format(overrides=shown, table=table))
     print(table)
 
 

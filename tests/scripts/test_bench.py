@@ -1,4 +1,4 @@
-"""The bench: timed is only what is right, and the figures become a table."""
+"""The bench: only contenders with a correct gradient are timed, and the figures become a table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import command as bench
-from bench import contenders, machine, peak_memory, peer_packages, report, scoring_speed, timing
+from bench import command, contenders, machine, peak_memory, peer_packages, report, scoring_speed, timing
 from bench.peer_loops import MetaGradient, autograd
 from bench.unavailable import Unavailable
 from bench.workloads import WORKLOADS, Job, Workload, make_job, select_workloads
@@ -21,14 +20,14 @@ OURS = "vmap,loop"
 
 
 @pytest.fixture(autouse=True)
-def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the bench sets for its process stays out of the other tests; nothing is downloaded."""
+def _leaves_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves threads and allocator of the test process as they are, and downloads nothing."""
     monkeypatch.setattr(machine, "keep_pages", lambda _: False)
     monkeypatch.setattr(machine, "set_threads_and_allocator", lambda _: False)
     monkeypatch.setattr(peer_packages, "install_missing", lambda _: None)
 
 
-def plan(*engines: str) -> timing.TimingSettings:
+def quick_settings(*engines: str) -> timing.TimingSettings:
     return timing.TimingSettings(
         CPU, 1, 2, quick=True, memory=False, engines=list(engines), limit_gflops=100.0, say=lambda _: None
     )
@@ -40,7 +39,7 @@ def by_name(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_bench_from_end_to_end(tmp_path: Path) -> None:
     words = ["--only", "W4-1step", "--engines", f"{OURS},autograd,learn2learn", "--quick", "--threads", "1"]
-    assert bench.main([*words, "--out", str(tmp_path)]) == 0
+    assert command.main([*words, "--out", str(tmp_path)]) == 0
     stored = json.loads((tmp_path / "speed.json").read_text())
     found = by_name(stored["rows"][0])
     assert stored["rows"][0]["tasks"] == 25
@@ -51,12 +50,12 @@ def test_the_bench_from_end_to_end(tmp_path: Path) -> None:
         assert len(contender["seconds"]) == stored["rounds"] == 2
         assert contender["ratio"] > 0
     assert found["learn2learn"]["ratio"] == 1.0
-    # Convolutions and products alone: a sine task of 10 points takes 20 forwards and backwards of 1,680 weights.
+    # Of convolutions and matrix products: a sine task of 10 points is 20 forward and backward passes of 1,680 weights.
     assert 1e-4 < stored["rows"][0]["gflop_per_task"] < 1e-3
     assert "| W4-1step | vmap |" in (tmp_path / "speed.md").read_text()
 
 
-def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contender_with_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def one_part_in_a_million(job: Job) -> MetaGradient:
@@ -71,7 +70,7 @@ def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return step
 
     monkeypatch.setitem(contenders.PEERS, "higher", one_part_in_a_million)
-    row = timing.time_workload(WORKLOADS["W4-1step"], plan("higher", "loop"))
+    row = timing.time_workload(WORKLOADS["W4-1step"], quick_settings("higher", "loop"))
     found = by_name(row)
     assert found["higher"]["status"] == "wrong"
     assert 1e-8 < found["higher"]["gate"] < 1e-5
@@ -88,16 +87,16 @@ def test_a_gradient_that_is_missing_is_wrong() -> None:
     assert timing.relative_error({"weights": truth["weights"]}, truth) > 0.01
 
 
-def test_who_is_absent_or_breaks_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(_: Job) -> MetaGradient:
+def test_a_contender_that_is_unavailable_or_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(_: Job) -> MetaGradient:
         raise Unavailable("not here")
 
     def breaks(_: Job) -> MetaGradient:
         raise RuntimeError("broke | down\nand more")
 
-    monkeypatch.setitem(contenders.PEERS, "higher", absent)
+    monkeypatch.setitem(contenders.PEERS, "higher", unavailable)
     monkeypatch.setitem(contenders.PEERS, "torchopt", breaks)
-    found = by_name(timing.time_workload(WORKLOADS["W4-1step"], plan("higher", "torchopt", "loop")))
+    found = by_name(timing.time_workload(WORKLOADS["W4-1step"], quick_settings("higher", "torchopt", "loop")))
     assert found["higher"] == {"name": "higher", "status": "unavailable", "reason": "not here"}
     assert found["torchopt"]["reason"] == "RuntimeError: broke | down"
     assert found["loop"]["status"] == "timed"
@@ -128,7 +127,7 @@ def test_a_table_from_stored_figures() -> None:
     assert widths == {len(report.HEAD) + 1}
 
 
-def test_both_score_the_same_episodes_alike() -> None:
+def test_metarun_and_learn2learn_give_the_same_scores() -> None:
     said: list[str] = []
     found = scoring_speed.measure(CPU, quick=True, say=said.append)
     rows = {row["name"]: row for row in found["rows"]}
@@ -155,15 +154,15 @@ def test_workloads_are_chosen_by_name_or_kind() -> None:
         contenders.names_for("W1", ["jax"])
 
 
-def test_memory_is_measured_again_of_what_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_measured_again_for_timed_contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"name": "auto", "status": "timed", "memory_mb": 1.0},
         {"name": "vmap", "status": "timed", "memory_mb": 1.0},
         {"name": "learn2learn", "status": "timed", "memory_mb": 1.0},
         {"name": "higher", "status": "unavailable", "reason": "not there"},
     ]
-    with pytest.raises(SystemExit, match="not there"):
-        bench.main(["memory", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no such file"):
+        command.main(["memory", "--out", str(tmp_path)])
     stored = {"command": "bench.py", "limit_gflops": 100.0, "rows": [{"workload": "W4-1step", "contenders": rows}]}
     (tmp_path / "speed.json").write_text(json.dumps(stored))
     seen = []
@@ -174,7 +173,7 @@ def test_memory_is_measured_again_of_what_was_timed(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(peak_memory, "peak_mb", peak_mb)
     monkeypatch.setattr(report, "markdown", lambda *_: "")
-    assert bench.main(["memory", "--engines", "auto,vmap,higher", "--out", str(tmp_path)]) == 0
+    assert command.main(["memory", "--engines", "auto,vmap,higher", "--out", str(tmp_path)]) == 0
     again = json.loads((tmp_path / "speed.json").read_text())
     found = by_name(again["rows"][0])
     assert again["command"].startswith('bench.py and make bench ARGS="memory --engines')
@@ -182,12 +181,12 @@ def test_memory_is_measured_again_of_what_was_timed(tmp_path: Path, monkeypatch:
     assert [found[name].get("memory_mb") for name in ("auto", "vmap", "learn2learn", "higher")] == [1.0, 2.0, 1.0, None]
 
 
-def test_rows_are_added_to_those_there_are() -> None:
+def test_new_rows_replace_or_join_stored_rows() -> None:
     old, new = ({"workload": name, "made": made} for name, made in (("W5", 1), ("W5", 2)))
     first = {"workload": "W1", "made": 1}
     before = {"command": "bench.py --only W5,W1", "rounds": 9, "rows": [old, first]}
-    found = bench.merge_rows(before, {"command": "bench.py --add", "rounds": 5, "rows": [new]})
+    found = command.merge_rows(before, {"command": "bench.py --add", "rounds": 5, "rows": [new]})
     assert found["rows"] == [first, new]
     assert found["command"] == "bench.py --only W5,W1 and bench.py --add"
     assert found["rounds"] == 5
-    assert bench.merge_rows(found, {"command": "bench.py --add", "rows": []})["command"] == found["command"]
+    assert command.merge_rows(found, {"command": "bench.py --add", "rows": []})["command"] == found["command"]
