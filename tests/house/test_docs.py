@@ -14,7 +14,7 @@ import torch
 
 from metarun.cli.main import main
 from metarun.config.compose import Composed, compose
-from metarun.config.schema import load
+from metarun.config.schema import check_config
 from metarun.models.functional import build_net
 from metarun.types import Kind
 from support.contract import NAMES, algorithm
@@ -106,7 +106,7 @@ def test_a_backbone_outside_the_project(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("separable", "l2l_cnn4_small", "conv4_group"):
         composed = composed_outside(tmp_path, f"model={name}")
-        config = load(composed.plain, composed.choices)
+        config = check_config(composed.plain, composed.choices)
         net, weights = build_net(config.model.path, dict(config.model.values), (1, 28, 28), 5, seed=0)
         assert net(weights, torch.rand(4, 1, 28, 28))[0].shape == (4, 5)
         if name == "separable":

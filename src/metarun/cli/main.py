@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"metarun {__version__}")
         return 0
     try:
-        return _dispatch(words)
+        return _run_verb(words)
     except (ConfigError, RunError) as error:
         print(f"metarun: {error}", file=sys.stderr)
         return error.exit_code
@@ -75,17 +75,17 @@ def console() -> None:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Leaving in order takes torch half a second, and for ever where a thread of W&B hangs; and somebody who pressed
-    # Ctrl-C waits. What is written is closed by now; only a W&B that works has something left to do.
+    # An orderly exit takes torch half a second, after Ctrl-C too, and never ends if a thread of W&B hangs. All files
+    # are closed by now, so the process may end at once, unless W&B still has something to send.
     if LOST or code > 128 or "wandb" not in sys.modules:
         os._exit(code)
     sys.exit(code)
 
 
-LOST: list[str] = []  # run directories whose tracker was given up
+LOST: list[str] = []  # run directories whose W&B thread hangs
 
 
-def _dispatch(words: list[str]) -> int:
+def _run_verb(words: list[str]) -> int:
     if words and words[0] in ("-sc", "--shell-completion"):
         from metarun.config.compose import complete_shell
 
@@ -131,11 +131,11 @@ def usage() -> str:
     verbs = "\n".join(f"  {name:<13} {text}" for name, text in VERBS.items())
     shown = {group: names for group, names in groups().items() if "/" not in group and group not in HIDDEN}
     shown |= {group: names for group, names in groups().items() if "/" in group}
-    lines = [_listed(f"  {group:<13} ", names) for group, names in shown.items()]
+    lines = [_wrapped_names(f"  {group:<13} ", names) for group, names in shown.items()]
     return USAGE.format(verbs=verbs, groups="\n".join(lines))
 
 
-def _listed(head: str, names: list[str]) -> str:
+def _wrapped_names(head: str, names: list[str]) -> str:
     return textwrap.fill(
         "  ".join(names), HELP_WIDTH, break_on_hyphens=False, initial_indent=head, subsequent_indent=" " * len(head)
     )

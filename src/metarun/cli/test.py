@@ -69,7 +69,7 @@ def _test_folder(folder: Path, config: RunConfig) -> Path:
     return before if before.exists() and not now.exists() else now
 
 
-def _test_and_write(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str, Any]) -> int:
+def _test_and_write(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str, object]) -> int:
     console = Console(f"meta-test of {origin['run']}", 0, 0, primary_measure(config.kind))
     exit_code = 1
     with listening() as stop:

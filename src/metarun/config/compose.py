@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import hydra
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -27,7 +28,7 @@ from metarun.config.renamed import CHOICES, OLD_KEYS, translated, translated_cho
 from metarun.errors import ConfigError, nearest
 
 ROOT = "run"
-HYDRA_BEHAVIOUR = "1.3"  # the version of Hydra whose defaults hold
+HYDRA_DEFAULTS = "1.3"  # Hydra 1.3 asks which version's defaults hold; from 1.4 on they always do, and it warns
 ONE_AFTER_ANOTHER = "BasicSweeper"  # Hydra's own sweeper
 COMPUTED_GROUPS = ("tuned", "experiment")  # their file follows from the other choices, or changes them
 _MISSING = object()
@@ -91,9 +92,9 @@ def sweep(words: Sequence[str], job: Callable[[Composed, int, int], None], check
             composed = _composed(config, HydraConfig.get().runtime.choices)
             job(_completed(composed, words, lines), next(count), total)
 
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None, "Hydra is not initialized"
-        hydra.multirun(ROOT, task, given, with_log_configuration=False)
+        instance = GlobalHydra.instance().hydra
+        assert instance is not None, "Hydra is not initialized"
+        instance.multirun(ROOT, task, given, with_log_configuration=False)
 
 
 def compose_over(base: Composed, words: Sequence[str]) -> Composed:
@@ -139,9 +140,9 @@ def _filled(values: Mapping[str, object], defaults: Mapping[str, object]) -> dic
 def complete_shell(words: Sequence[str]) -> None:
     """Shell completion, as Hydra offers it: install=bash, uninstall=bash, query=bash."""
     with _hydra_initialized():
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None, "Hydra is not initialized"
-        hydra.shell_completion(ROOT, list(words))
+        instance = GlobalHydra.instance().hydra
+        assert instance is not None, "Hydra is not initialized"
+        instance.shell_completion(ROOT, list(words))
 
 
 def _planned(words: Sequence[str]) -> list[Composed] | None:
@@ -206,10 +207,16 @@ def _hydra_initialized() -> Iterator[None]:
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), job_name="metarun", version_base=HYDRA_BEHAVIOUR):
+        with _initialized():
             yield
     finally:
         GlobalHydra.instance().hydra = before
+
+
+def _initialized() -> initialize_config_dir:
+    if hydra.__version__.startswith(f"{HYDRA_DEFAULTS}."):
+        return initialize_config_dir(str(conf_dir()), job_name="metarun", version_base=HYDRA_DEFAULTS)
+    return initialize_config_dir(str(conf_dir()), job_name="metarun")
 
 
 @contextmanager

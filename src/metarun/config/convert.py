@@ -68,7 +68,7 @@ def dataclass_from(cls: type[Instance], values: object, key: str) -> Instance:
         raise ConfigError(join(key, str(error))) from error
 
 
-def call_arguments(cls: type, values: Mapping[str, object], key: str, supplied: tuple[str, ...]) -> dict[str, Any]:
+def call_arguments(cls: type, values: Mapping[str, object], key: str, supplied: tuple[str, ...]) -> dict[str, object]:
     """Keyword arguments for a class that is no dataclass of ours, checked against its signature.
 
     `supplied`: parameters that metarun passes itself, which the configuration must not have.
@@ -86,7 +86,7 @@ def call_arguments(cls: type, values: Mapping[str, object], key: str, supplied: 
     return {name: convert(value, hints.get(name, Any), join(key, name)) for name, value in given.items()}
 
 
-def convert(value: object, hint: Any, key: str) -> Any:
+def convert(value: object, hint: object, key: str) -> Any:
     origin = typing.get_origin(hint)
     if hint is Any or (hint is not None and not origin and not isinstance(hint, type)):
         return value
@@ -107,7 +107,7 @@ def convert(value: object, hint: Any, key: str) -> Any:
     return _convert_scalar(value, hint, key)
 
 
-def _convert_scalar(value: object, hint: Any, key: str) -> Any:
+def _convert_scalar(value: object, hint: object, key: str) -> object:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ConfigError(f"{key}={value}: need a finite number")
@@ -123,7 +123,7 @@ def _convert_scalar(value: object, hint: Any, key: str) -> Any:
     raise ConfigError(f"{key}={_value_text(value)}: need {_type_in_words(hint)}, not {_type_in_words(type(value))}")
 
 
-def _convert_union(value: object, hint: Any, key: str) -> Any:
+def _convert_union(value: object, hint: object, key: str) -> object:
     options = typing.get_args(hint)
     for option in options:
         try:
@@ -139,13 +139,14 @@ def _convert_union(value: object, hint: Any, key: str) -> Any:
     raise ConfigError(f"{key}={_value_text(value)}: need {wanted}")
 
 
-def _convert_sequence(value: object, hint: Any, key: str) -> Any:
+def _convert_sequence(value: object, hint: object, key: str) -> object:
     inner = typing.get_args(hint)
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{key}={_value_text(value)}: need a list, such as [{_type_in_words(inner[0])}]")
     origin = typing.get_origin(hint)
     if origin is list or inner[-1] is Ellipsis:
-        return origin(convert(item, inner[0], f"{key}[{i}]") for i, item in enumerate(value))
+        items = [convert(item, inner[0], f"{key}[{i}]") for i, item in enumerate(value)]
+        return items if origin is list else tuple(items)
     if len(value) != len(inner):
         raise ConfigError(f"{key}={_value_text(value)}: need {len(inner)} values, not {len(value)}")
     return tuple(convert(item, kind, f"{key}[{i}]") for i, (item, kind) in enumerate(zip(value, inner, strict=True)))
@@ -160,11 +161,11 @@ def field_names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
-def _field_hints(cls: type) -> dict[str, Any]:
+def _field_hints(cls: type) -> dict[str, object]:
     """Types of the fields alone: other annotations may use names that only a type checker imports."""
     assert dataclasses.is_dataclass(cls), f"{cls} is no dataclass"
     names = field_names(cls)
-    hints: dict[str, Any] = {}
+    hints: dict[str, object] = {}
     for origin in reversed(cls.__mro__):
         notes = {name: note for name, note in vars(origin).get("__annotations__", {}).items() if name in names}
         fields = types.SimpleNamespace(__annotations__=notes)
@@ -172,17 +173,24 @@ def _field_hints(cls: type) -> dict[str, Any]:
     return hints
 
 
-def _init_hints(cls: type) -> dict[str, Any]:
+def _init_hints(cls: type) -> dict[str, object]:
     try:
         return typing.get_type_hints(cls.__init__)  # type: ignore[misc]  # reading the annotations of any class at all
     except (NameError, TypeError):
         return {}  # annotations that only its authors' tools can read
 
 
-def _type_in_words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    names |= {dict: "a group of values", list: "a list"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+def _type_in_words(hint: object) -> str:
+    names: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+        dict: "a group of values",
+        list: "a list",
+    }
+    return names.get(hint, hint.__name__ if isinstance(hint, type) else str(hint))
 
 
 def _value_text(value: object) -> str:

@@ -72,8 +72,12 @@ class TrainConfig:
     save_every: int
 
     def __post_init__(self) -> None:
-        for name in ("meta_batch", "log_every", "save_every"):
-            _at_least(1, name, getattr(self, name))
+        for name, value in (
+            ("meta_batch", self.meta_batch),
+            ("log_every", self.log_every),
+            ("save_every", self.save_every),
+        ):
+            _at_least(1, name, value)
         _at_least(0, "steps", self.steps)
         check_chain(self.outer, self.steps)
 
@@ -89,8 +93,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _at_least(1, "every", self.every)
         _at_least(1, "tasks_at_once", self.tasks_at_once)
-        for name in ("val_episodes", "test_episodes"):
-            _at_least(2, name, getattr(self, name), " (a confidence interval needs two)")
+        for name, value in (("val_episodes", self.val_episodes), ("test_episodes", self.test_episodes)):
+            _at_least(2, name, value, " (a confidence interval needs two)")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class RunConfig:
         """That of the same configuration before keys were renamed."""
         return _digest(with_previous_names(self.signed(self.plain)))
 
-    def signed(self, plain: Mapping[str, object]) -> dict[str, Any]:
+    def signed(self, plain: Mapping[str, object]) -> dict[str, object]:
         """The values that the results depend on: not the device, nor the folder of the data."""
         kept = {name: value for name, value in plain.items() if name not in UNSIGNED and (name, value) != TF32_OFF}
         places = getattr(type(self.data), "places", ())
