@@ -21,7 +21,7 @@ from metarun.engine.loop import Loop
 from metarun.engine.processes import Post, shared
 from metarun.errors import RunError
 from metarun.models.functional import FunctionalNet
-from metarun.run.checkpoint import read
+from metarun.run.checkpoint import read_checkpoint
 from metarun.types import Engine
 from support import small
 from support.runs import TINY, only_run, outcome, rows, start, wait_until
@@ -185,7 +185,7 @@ def test_a_signal_to_all_saves_ends_all_and_the_run_goes_on_bitwise(
     if number == signal.SIGTERM:
         return
     run = only_run(alone / "stopped")
-    assert 0 < read(run / "last.pt", torch.device("cpu"))["step"] < 150
+    assert 0 < read_checkpoint(run / "last.pt", torch.device("cpu"))["step"] < 150
     for out in ("stopped", "whole"):
         again = start([*LONG, f"out={out}"], alone)
         said = again.communicate(timeout=120)[0]

@@ -16,7 +16,7 @@ import torch
 
 import metarun
 from metarun.run.build import build_parts, open_data
-from metarun.run.checkpoint import read
+from metarun.run.checkpoint import read_checkpoint
 from metarun.run.item_format import item_format_of
 from support.runs import TINY
 
@@ -78,7 +78,7 @@ def test_what_the_directory_says(shared_folder: Path) -> None:
     assert np.mean(run.scores) == pytest.approx(run.summary["test/acc"])
     assert len(run.scores) == 3
     assert [row["step"] for row in run.metrics][-1] == 2
-    best = read(folder / "best.pt", torch.device("cpu"))["meta"]["weights"]
+    best = read_checkpoint(folder / "best.pt", torch.device("cpu"))["meta"]["weights"]
     weights = dict(run.network.named_parameters())
     assert best.keys() <= weights.keys()
     assert all(torch.equal(weights[name], value) for name, value in best.items())
@@ -90,7 +90,7 @@ def test_the_data_set_is_not_needed(shared_folder: Path, monkeypatch: pytest.Mon
 
 
 def test_a_checkpoint_of_before_opens_the_data_set(own_folder: Path) -> None:
-    content = read(own_folder / "best.pt", torch.device("cpu"))
+    content = read_checkpoint(own_folder / "best.pt", torch.device("cpu"))
     del content["about"]["item"]
     torch.save(content, own_folder / "best.pt")
     run = metarun.load(own_folder, device="cpu")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from metarun.cli.main import main
-from metarun.run.checkpoint import read, save
+from metarun.run.checkpoint import read_checkpoint, save_checkpoint
 from metarun.train.state import State
 from support.runs import TINY, only_run, outcome, rows, start, wait_until
 
@@ -77,7 +77,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, code: int,
     assert f"{number.name}: saved at step" in said
     assert "The same command goes on from there" in said
     run = only_run(alone / "stopped")
-    step = read(run / "last.pt", torch.device("cpu"))["step"]
+    step = read_checkpoint(run / "last.pt", torch.device("cpu"))["step"]
     assert 0 < step < 80
     said = run_to_end([*words, "out=stopped"], alone)
     assert f"goes on from step {step} of 80" in said
@@ -98,7 +98,7 @@ def test_a_second_signal_ends_at_once(alone: Path) -> None:
     going.communicate(timeout=60)
     assert time.monotonic() - start_s < 1
     assert going.returncode == 130
-    content = read(only_run(alone / "outputs") / "last.pt", torch.device("cpu"))
+    content = read_checkpoint(only_run(alone / "outputs") / "last.pt", torch.device("cpu"))
     assert content["step"] >= 1
 
 
@@ -118,14 +118,14 @@ def test_a_damaged_checkpoint_is_named(damage: bytes | None, alone: Path, capsys
 def test_a_checkpoint_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.zeros(3)
     state = State({"weights": {"w": weight}}, torch.optim.Adam([weight]), step=1)
-    save(tmp_path / "last.pt", state, {})
+    save_checkpoint(tmp_path / "last.pt", state, {})
     state.step = 2
 
     def broken(_: object, file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]  # the file save() opened
+        file.write(b"half")  # type: ignore[attr-defined]  # the file save_checkpoint() opened
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", broken)
     with pytest.raises(OSError, match="No space"):
-        save(tmp_path / "last.pt", state, {})
-    assert read(tmp_path / "last.pt", torch.device("cpu"))["step"] == 1
+        save_checkpoint(tmp_path / "last.pt", state, {})
+    assert read_checkpoint(tmp_path / "last.pt", torch.device("cpu"))["step"] == 1

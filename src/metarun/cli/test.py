@@ -18,7 +18,7 @@ from metarun.data.tasks.contracts import shape_name
 from metarun.errors import ConfigError
 from metarun.measures import primary_measure
 from metarun.run.build import Parts, build_parts, open_data
-from metarun.run.checkpoint import read
+from metarun.run.checkpoint import read_checkpoint
 from metarun.run.directory import RunDir, locked, read_summary, run_dir, write_or_match_config, write_summary
 from metarun.run.meta_test import meta_test
 from metarun.run.provenance import protocol
@@ -41,7 +41,7 @@ def test(words: list[str]) -> int:
         raise ConfigError(
             f"{folder}: holds no best.pt; a run directory looks like outputs/glyphs-5w1s/maml-1a2b3c4d/seed0"
         )
-    trained = read(best, torch.device("cpu"))
+    trained = read_checkpoint(best, torch.device("cpu"))
     config = _test_config(trained["about"], words[1:], run_dir(folder).split)
     keep_pages(config.allocator)
     set_tf32(config.tf32)

@@ -13,24 +13,26 @@ import torch
 from metarun.errors import RunError
 from metarun.train.state import State
 
-FORMAT = 1
+CHECKPOINT_FORMAT = 1
 
 
-def save(path: Path, state: State, about: Mapping[str, object]) -> None:
+def save_checkpoint(path: Path, state: State, about: Mapping[str, object]) -> None:
     """All fields of `state`, and `about`: what the run says of itself."""
-    content = {"format": FORMAT, **state.saved(), "about": dict(about)}
+    content = {"format": CHECKPOINT_FORMAT, **state.saved(), "about": dict(about)}
     write_whole(path, lambda file: torch.save(content, file))
 
 
-def read(path: Path, device: torch.device) -> dict[str, Any]:
+def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         found = content["format"]
     except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
         why = str(error).partition("\n")[0][:80] or type(error).__name__
         raise RunError(f"{path}: is no checkpoint of metarun, or a damaged one; move it away ({why})") from error
-    if found != FORMAT:
-        raise RunError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
+    if found != CHECKPOINT_FORMAT:
+        raise RunError(
+            f"{path}: has format {found}, this version reads {CHECKPOINT_FORMAT}; use the version that wrote it"
+        )
     return content
 
 

@@ -21,7 +21,7 @@ from metarun.config.schema import RunConfig, check_config
 from metarun.engine.unroll.stored import unroll_graph
 from metarun.errors import RunError
 from metarun.run.build import DTYPE, configured_net, open_data
-from metarun.run.checkpoint import read
+from metarun.run.checkpoint import read_checkpoint
 from metarun.run.directory import read_summary, run_dir
 from metarun.run.item_format import ItemFormat, item_format_of, read_item_format
 from metarun.track.console import say
@@ -109,7 +109,7 @@ def load_run(folder: str | PathLike[str], device: str = "auto") -> FinishedRun:
     if summary is None or not run.best.exists():
         state = "is not finished; the command that began it goes on with it" if run.config.exists() else "holds no run"
         raise RunError(f"{folder}: {state}; a run directory looks like outputs/glyphs-5w1s/maml-1a2b3c4d/seed0")
-    content = read(run.best, torch.device("cpu"))
+    content = read_checkpoint(run.best, torch.device("cpu"))
     about = content["about"]
     composed = composed_from_stored(about["config"], about["choices"])
     plain = {**composed.plain, "device": device, "devices": "auto", "tf32": False}

@@ -14,7 +14,7 @@ from metarun.errors import RunError
 from metarun.measures import Estimate
 from metarun.results import plots
 from metarun.run.build import Parts, prepare, train_tasks
-from metarun.run.checkpoint import read
+from metarun.run.checkpoint import read_checkpoint
 from metarun.run.directory import (
     RunDir,
     folder_in_use,
@@ -118,7 +118,7 @@ def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
     """The best checkpoint on the test split, the summary, and the end of the run."""
     run, state = session.run, session.state
     assert state.best is not None, f"step {state.step} was never validated"
-    best = read(run.best, config.device)["meta"]
+    best = read_checkpoint(run.best, config.device)["meta"]
     with session.outside_training_time():
         tested = meta_test(config, parts, best, run, session.ticker("meta-test", config.eval.test_episodes))
     session.add_elapsed()

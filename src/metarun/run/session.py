@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from metarun.config.schema import RunConfig
 from metarun.measures import Estimate, primary_measure
 from metarun.run.build import Parts, build_outer_step, new_state
-from metarun.run.checkpoint import read, save
+from metarun.run.checkpoint import read_checkpoint, save_checkpoint
 from metarun.run.directory import RunDir, run_id
 from metarun.run.execution import Plan
 from metarun.run.item_format import item_format_of
@@ -53,7 +53,7 @@ class Session:
         """Fills the state from the last checkpoint. Returns how many bytes of the metrics file belong to it."""
         if not self.run.last.exists():
             return 0
-        content = read(self.run.last, self.config.device)
+        content = read_checkpoint(self.run.last, self.config.device)
         self.state.restore(content)
         return int(content["about"]["metrics_bytes"])
 
@@ -87,12 +87,12 @@ class Session:
     def best(self, state: State) -> None:
         """best.pt holds the weights that were validated."""
         with self.outside_training_time():
-            save(self.run.best, dataclasses.replace(state, meta=self.evaluated(state)), self._about())
+            save_checkpoint(self.run.best, dataclasses.replace(state, meta=self.evaluated(state)), self._about())
 
     def save(self, state: State) -> None:
         self.add_elapsed()
         with self.outside_training_time():
-            save(self.run.last, state, self._about())
+            save_checkpoint(self.run.last, state, self._about())
         self._saved_step = state.step
 
     def _about(self) -> dict[str, object]:

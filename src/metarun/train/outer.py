@@ -308,7 +308,7 @@ class OuterStep:
         gradient = OuterGradient(values, valid)
         for transform, memory, on in zip(self.transforms, state.outer, passes, strict=True):
             gradient, new = transform.update(gradient, memory, on)
-            _write(memory, new, None)
+            _write_memory(memory, new, None)
             if not on:
                 return ()
         if not self._complete:
@@ -319,7 +319,7 @@ class OuterStep:
         parameters = learned(state.meta)
         _optimizer_step(state.optimizer, parameters, gradient)
         for transform, memory in zip(self.transforms, state.outer, strict=True):
-            _write(memory, transform.after_step(parameters, memory), gradient.valid)
+            _write_memory(memory, transform.after_step(parameters, memory), gradient.valid)
         return ()
 
 
@@ -337,7 +337,7 @@ def _optimizer_step(optimizer: torch.optim.Optimizer, parameters: list[Tensor], 
         place.copy_(torch.where(gradient.valid.to(place.device), place, value))
 
 
-def _write(memory: OuterMemory, new: OuterMemory, valid: Tensor | None) -> None:
+def _write_memory(memory: OuterMemory, new: OuterMemory, valid: Tensor | None) -> None:
     """In place; where `valid` is given and false, nothing."""
     if new is memory:
         return

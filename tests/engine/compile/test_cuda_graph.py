@@ -18,7 +18,7 @@ from metarun.config.compose import compose
 from metarun.config.schema import RunConfig, check_config
 from metarun.engine.compile import cuda_graph
 from metarun.run import build
-from metarun.run.checkpoint import read, save
+from metarun.run.checkpoint import read_checkpoint, save_checkpoint
 from metarun.train.outer import OuterStep
 from metarun.train.state import State
 from metarun.types import Aux
@@ -149,8 +149,8 @@ def test_a_replayed_outer_step_equals_the_launched_one(optim: str, chain: str, t
     state, outer = begun(cuda)
     advanced(state, outer, 4)
     again, resumed = begun(cuda)
-    save(tmp_path / "last.ckpt", state, {})
-    again.restore(read(tmp_path / "last.ckpt", torch.device("cpu")))
+    save_checkpoint(tmp_path / "last.ckpt", state, {})
+    again.restore(read_checkpoint(tmp_path / "last.ckpt", torch.device("cpu")))
     for each, step in ((state, outer), (again, resumed)):
         advanced(each, step, 8)
         for name, value in plain.meta["weights"].items():
@@ -170,9 +170,9 @@ def test_a_run_goes_on_on_another_device(devices: tuple[str, str], tmp_path: Pat
     advanced(plain, launched, 8)
     state, outer = begun(first)
     advanced(state, outer, 4)
-    save(tmp_path / "last.ckpt", state, {})
+    save_checkpoint(tmp_path / "last.ckpt", state, {})
     again, resumed = begun(second)
-    again.restore(read(tmp_path / "last.ckpt", torch.device("cpu")))
+    again.restore(read_checkpoint(tmp_path / "last.ckpt", torch.device("cpu")))
     advanced(again, resumed, 8)
     for name, value in plain.meta["weights"].items():
         assert torch.allclose(again.meta["weights"][name] - 1, value - 1, rtol=1e-4), name
