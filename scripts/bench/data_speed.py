@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from metarun.config.compose import compose
 from metarun.config.schema import RunConfig, check_config
+from metarun.data.sources.source import Rotations
 from metarun.data.store.contents import Contents
 from metarun.data.store.pack import packed
 from metarun.data.store.pool import Pool
-from metarun.data.tasks.contracts import Rotations
 from metarun.data.tasks.opening import open_classes
 from metarun.run.build import build_parts
 from metarun.types import Kind

@@ -35,7 +35,7 @@ def main() -> None:
     config = OmegaConf.merge(OmegaConf.load(CONF), OmegaConf.from_dotlist(args.overrides))
     values: Any = OmegaConf.to_container(config)
     source = Glyphs(**{key: value for key, value in values.items() if key != "_target_"})
-    images = source.load(print).items.reshape(-1, source.drawers, source.size, source.size)
+    images = source.load(print).items.astype(np.uint8).reshape(-1, source.drawers, source.size, source.size)
     images = 255 - images if source.invert else images
     alphabets = images.reshape(-1, source.characters, *images.shape[1:])
     shown = np.linspace(0, len(alphabets) - 1, args.alphabets).astype(int)

@@ -12,7 +12,7 @@ from metarun.cli.main import main
 from metarun.config.places import groups
 from metarun.data.fetch.editions import Facts
 from metarun.data.read.zip_archive import content_digest
-from metarun.data.sources.omniglot import PAGE, Omniglot
+from metarun.data.sources.omniglot import OMNIGLOT_PAGE, Omniglot
 from support.makers.omniglot import ARCHIVES, archive, md5
 from support.server import Address, serving
 
@@ -22,7 +22,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words that make data=omniglot a made-up set of 9 classes, in tmp_path/data."""
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("METARUN_DATA", raising=False)
-    monkeypatch.setattr(Omniglot, "facts", Facts("MIT", 36, 1, PAGE))
+    monkeypatch.setattr(Omniglot, "facts", Facts("MIT", 36, 1, OMNIGLOT_PAGE))
     folder = tmp_path / "data/omniglot"
     archive(folder / ARCHIVES[0], {"Alphabet_of_A": 2, "Zulu_(B)": 4}, first=0)
     archive(folder / ARCHIVES[1], {"Mid": 3}, first=6)
@@ -156,9 +156,9 @@ def test_check_finds_damage(small: list[str], tmp_path: Path, capsys: pytest.Cap
 def test_check_finds_other_counts(
     small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Omniglot, "facts", Facts("MIT", 37, 1, PAGE))
+    monkeypatch.setattr(Omniglot, "facts", Facts("MIT", 37, 1, OMNIGLOT_PAGE))
     assert failures(small, capsys) == ["36 items of 9 classes, and not 37"]
-    monkeypatch.setattr(Omniglot, "facts", Facts("MIT", 36, 1, PAGE))
+    monkeypatch.setattr(Omniglot, "facts", Facts("MIT", 36, 1, OMNIGLOT_PAGE))
     splits = {"train": 4, "val": 2, "test": 4}
     load = Omniglot.load
     monkeypatch.setattr(Omniglot, "load", lambda source, say: (load(source, say), splits.update(test=2))[0])
@@ -179,7 +179,7 @@ def test_check_finds_a_damaged_packed_file(
     packed.write_bytes(damaged)
     monkeypatch.setattr("metarun.data.store.pack.VERIFIED_BYTES", 0)  # as of a large file, which opening does not read
     assert failures(small, capsys) == [
-        f"packed file {packed} (0 MB) is damaged; delete it, and the next run packs anew"
+        f"packed file {packed} (0 MB) is damaged; delete it, and the next run packs again"
     ]
 
 

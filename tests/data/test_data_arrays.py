@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 
 from metarun.config.convert import dataclass_from
 from metarun.data.sources.arrays import Arrays
-from metarun.data.splits import split_file
+from metarun.data.splits.split_file import split_text
 from metarun.data.store.pool import DataError, Pool
 from metarun.errors import ConfigError
+from metarun.types import Split
 
 pyarrow: Any = pytest.importorskip("pyarrow")
 parquet: Any = importlib.import_module("pyarrow.parquet")
@@ -64,7 +65,7 @@ def singles(x: NDArray[Any] = X) -> dict[str, NDArray[Any]]:
     return {f"f{place}": x[:, place] for place in range(x.shape[1])}
 
 
-def named(pool: Pool) -> dict[str, list[str]]:
+def named(pool: Pool) -> dict[Split, list[str]]:
     return {part: [pool.names[number] for number in numbers] for part, numbers in pool.splits.items()}
 
 
@@ -72,7 +73,7 @@ def holds(pool: Pool, labels: NDArray[Any], x: NDArray[Any] = X) -> None:
     assert pool.items.dtype == np.float32
     assert len(pool.items) == len(x)
     for number, name in enumerate(pool.names):
-        assert np.array_equal(pool.of(number), x[labels == name].astype(np.float32)), name
+        assert np.array_equal(pool.items_of(number), x[labels == name].astype(np.float32)), name
 
 
 def refused(source: Arrays, said: str) -> None:
@@ -159,7 +160,7 @@ def test_parquet_of_single_columns(tmp_path: Path) -> None:
     holds(arrays(path, columns=[*singles()]).load(said.append), WORDS)
     assert said == []
     holds(arrays(path).load(said.append), WORDS)
-    assert said == [f"{path}: columns that are no numbers were left out: when, user, id"]
+    assert said == [f"{path}: columns that are not numbers were left out: when, user, id"]
     holds(arrays(path, columns=["f3", "f0"]).load(silent), WORDS, X[:, [3, 0]])
     holds(arrays(path, group="user").load(silent), np.char.add(np.char.add(GROUPS, "/"), WORDS))
     refused(arrays(path, columns=["f0", "id"]), r"data.columns: .* no feature can be made of id \(string\)")
@@ -344,13 +345,13 @@ def test_split_file(tmp_path: Path) -> None:
     source = npz(tmp_path / "a.npz", y=Y % 3, g=GROUPS)
     pool = arrays(source, group="g", split_seed=4).load(silent)
     path = tmp_path / "split.json"
-    path.write_text(split_file.text(named(pool)))
+    path.write_text(split_text(named(pool)))
     assert named(arrays(source, group="g", split=str(path)).load(silent)) == named(pool)
     first, second = pool.splits["test"][0], pool.splits["train"][0]
     torn = pool._replace(
         splits={**pool.splits, "test": (*pool.splits["test"][1:], second), "train": (first, *pool.splits["train"][1:])}
     )
-    path.write_text(split_file.text(named(torn)))
+    path.write_text(split_text(named(torn)))
     with pytest.raises(DataError, match=r"group user\d has classes in train and in test; put all of them into one"):
         arrays(source, group="g", split=str(path)).load(silent)
     with pytest.raises(DataError, match=r"names 12 classes that are not in data.path=.* there are 3, such as 0"):
@@ -393,7 +394,7 @@ def test_a_changed_file_is_packed_anew(tmp_path: Path) -> None:
 def test_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = npz(tmp_path / "a.npz")
     first = arrays(path).load(silent)
-    monkeypatch.setattr("metarun.data.read.tables.Reader.table", None)
+    monkeypatch.setattr("metarun.data.read.tables.TableReader.table", None)
     assert np.array_equal(first.items, arrays(path, split_seed=5).load(silent).items)
 
 

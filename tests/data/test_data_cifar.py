@@ -48,7 +48,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def drawn(pool: Pool, name: str) -> set[bytes]:
     """What is there of a class, whatever the order."""
-    return {item.transpose(1, 2, 0).tobytes() for item in pool.of(pool.names.index(name))}
+    return {item.transpose(1, 2, 0).tobytes() for item in pool.items_of(pool.names.index(name))}
 
 
 def check(pool: Pool, preset: str) -> None:
@@ -153,7 +153,7 @@ def test_second_load_without_the_files(root: Path, preset: str, edition: str) ->
 def test_another_size(root: Path) -> None:
     put_edition(root, "python")
     pool = small("cifar_fs", root, size=16, resize="box").load(silent)
-    image = pool.of(pool.names.index("fish/ray"))[0].astype(float)
+    image = pool.items_of(pool.names.index("fish/ray"))[0].astype(float)
     halves = [maker.picture("fish/ray", copy).reshape(16, 2, 16, 2, 3).mean((1, 3)) for copy in range(COPIES)]
     assert min(np.abs(image.transpose(1, 2, 0) - half).max() for half in halves) <= 1
 
@@ -208,7 +208,7 @@ def test_a_file_of_the_archive_that_is_another(root: Path) -> None:
     maker.archive(path, {**PARTS, "test": maker.python2({b"data": 0})})
     refused(small("cifar_fs", root), rf"{TAR}: test in it has md5 \w+, not \w+; put")
     maker.archive(path, {name: content for name, content in PARTS.items() if name != "meta"})
-    refused(small("cifar_fs", root), rf"{TAR}: there is no meta in it; put")
+    refused(small("cifar_fs", root), rf"{TAR}: has no meta in it; put")
 
 
 def test_wrong_counts(root: Path) -> None:
@@ -239,7 +239,7 @@ def test_pickles_that_are_not_the_published_ones(root: Path) -> None:
     put(root / "cifar100", {"FC100_val.pickle": maker.python2({b"data": 0})})
     refused(small("fc100", root), r"FC100_val.pickle has no labels")
     put(root / "cifar100", {"FC100_val.pickle": maker.python2({b"data": 0, b"labels": ["a"]})})
-    refused(small("fc100", root), r"FC100_val.pickle: labels are no whole numbers")
+    refused(small("fc100", root), r"FC100_val.pickle is no list of whole numbers")
     put(root / "cifar100", {"FC100_val.pickle": b"cos\nsystem\n(S'true'\ntR."})
     refused(small("fc100", root), r"FC100_val.pickle is a pickle with the name os.system")
     maker.zipped(root / "cifar100/fc100.zip", {"FC100_val.pickle": b""})
@@ -264,7 +264,7 @@ def test_an_image_in_two_splits(root: Path) -> None:
 def test_values_that_make_no_sense(bad: dict[str, int]) -> None:
     ((name, value),) = bad.items()
     values = vars(source("fc100")) | bad
-    with pytest.raises(ValueError, match=f"^{name}={value}: needs 1"):
+    with pytest.raises(ValueError, match=f"^{name}={value}: use 1"):
         Cifar(**values)
 
 

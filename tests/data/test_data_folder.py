@@ -20,9 +20,10 @@ from PIL import Image, ImageOps
 from metarun.config.convert import dataclass_from
 from metarun.data.read.images import Fit
 from metarun.data.sources.folder import Folder
-from metarun.data.splits import split_file
+from metarun.data.splits.split_file import split_text
 from metarun.data.store.pool import DataError, Pool
 from metarun.errors import ConfigError
+from metarun.types import Split
 
 ROOT = Path(__file__).parents[2]
 SIDE = 6
@@ -63,14 +64,14 @@ def nine(tmp_path: Path) -> Path:
     return draw(tmp_path / "pictures", *NINE)
 
 
-def named(pool: Pool) -> dict[str, list[str]]:
+def named(pool: Pool) -> dict[Split, list[str]]:
     return {part: [pool.names[number] for number in numbers] for part, numbers in pool.splits.items()}
 
 
 def holds_its_drawings(pool: Pool, count: int = PER_CLASS) -> None:
     for number, name in enumerate(pool.names):
         expected = np.stack([drawing(name.rpartition("/")[2], place).transpose(2, 0, 1) for place in range(count)])
-        assert np.array_equal(pool.of(number), expected), name
+        assert np.array_equal(pool.items_of(number), expected), name
 
 
 def test_every_picture_is_where_its_folder_says(nine: Path) -> None:
@@ -107,7 +108,7 @@ def test_groups(tmp_path: Path) -> None:
     assert pool.names == ("alone", *names)
     assert pool.groups == ("alone", *(name.partition("/")[0] for name in names))
     for number, name in enumerate(names, 1):
-        assert np.array_equal(pool.of(number), drawing(name).transpose(2, 0, 1)[None])
+        assert np.array_equal(pool.items_of(number), drawing(name).transpose(2, 0, 1)[None])
     (root / "alone").rename(tmp_path / "elsewhere")
     for listed in named(folder(root, split_by="group").load(silent)).values():
         assert [name for name in names if name.partition("/")[0] == listed[0].partition("/")[0]] == listed
@@ -150,7 +151,7 @@ def test_names_of_all_alphabets_and_suffixes_of_any_case(tmp_path: Path) -> None
     assert pool.names == tuple(sorted(normalize("NFC", name) for name in names))
     assert len(pool.items) == len(names) * PER_CLASS
     path = tmp_path / "split.json"
-    path.write_text(split_file.text(named(pool)))
+    path.write_text(split_text(named(pool)))
     assert named(folder(root, split=str(path), split_seed=9).load(silent)) == named(pool)
 
 
@@ -159,7 +160,7 @@ def test_names_that_are_no_text(nine: Path) -> None:
     (nine / "a").rename(os.fsdecode(os.fsencode(nine) + b"/caf\xe9"))
     pool = folder(nine).load(silent)
     assert "caf\ufffd" in pool.names
-    split_file.text(named(pool)).encode()
+    split_text(named(pool)).encode()
     (nine / os.fsdecode(b"b/\xe9.png")).write_text("broken")
     with pytest.raises(DataError, match="b/\ufffd\\.png cannot be read") as caught:
         folder(nine).load(silent)
@@ -176,7 +177,7 @@ def test_links_are_followed_once(nine: Path, tmp_path: Path) -> None:
     said: list[str] = []
     pool = folder(nine, duplicates="warn").load(said.append)
     assert pool.names == (*NINE, "j")
-    assert len(pool.of(0)) == PER_CLASS + 1
+    assert len(pool.items_of(0)) == PER_CLASS + 1
     assert "1 file is no picture and was left out: a/self" in said
 
 
@@ -184,7 +185,7 @@ def test_a_link_to_nowhere_is_a_picture_that_cannot_be_read(nine: Path) -> None:
     (nine / "a/lost.jpg").symlink_to(nine / "gone.jpg")
     with pytest.raises(DataError, match=r"a/lost.jpg cannot be read \(No such file"):
         folder(nine).load(silent)
-    assert len(folder(nine, unreadable="skip").load(silent).of(0)) == PER_CLASS
+    assert len(folder(nine, unreadable="skip").load(silent).items_of(0)) == PER_CLASS
 
 
 def encoded(picture: Image.Image, suffix: str, **options: Any) -> bytes:
@@ -239,7 +240,7 @@ def test_every_format_and_mode(nine: Path) -> None:
     for channels, mode in ((3, "RGB"), (1, "L")):
         grey = {"mean": 0.5, "std": 0.5} if channels == 1 else {}
         pool = folder(nine, size=20, channels=channels, **grey).load(silent)
-        rows = pool.of(0)[PER_CLASS:]
+        rows = pool.items_of(0)[PER_CLASS:]
         assert len(rows) == len(FORMS)
         for row, name in zip(rows, sorted(FORMS), strict=True):
             _, shows, tolerance = FORMS[name]
@@ -254,7 +255,7 @@ def test_any_mix_of_sizes(nine: Path) -> None:
         picture.paste("yellow", (width // 4, 0, width - width // 4, height))  # the middle half
         picture.save(nine / "a" / f"z{place}.png")
     for fit in get_args(Fit):
-        rows = folder(nine, size=8, resize="box", fit=fit).load(silent).of(0)
+        rows = folder(nine, size=8, resize="box", fit=fit).load(silent).items_of(0)
         assert rows.shape == (PER_CLASS + 5, 3, 8, 8)
         wide = rows[PER_CLASS + sizes.index((200, 100))]
         corner, middle = tuple(wide[:, 4, 0]), tuple(wide[:, 4, 4])
@@ -293,7 +294,7 @@ def test_a_changed_folder_is_packed_anew(nine: Path) -> None:
     folder(nine, split_seed=3).load(silent)
     assert packed() == 1
     Image.fromarray(drawing("new")).save(nine / "a/3.png")
-    assert np.array_equal(before.load(silent).of(0)[3], drawing("new").transpose(2, 0, 1))
+    assert np.array_equal(before.load(silent).items_of(0)[3], drawing("new").transpose(2, 0, 1))
     identities.append(before.identity())
     one = Image.new("RGB", (SIDE, SIDE), "red")
     one.save(nine / "a/0.bmp")
@@ -301,7 +302,7 @@ def test_a_changed_folder_is_packed_anew(nine: Path) -> None:
     before.load(silent)
     Image.new("RGB", (SIDE, SIDE), "blue").save(nine / "a/0.bmp")  # as many bytes
     os.utime(nine / "a/0.bmp", ns=(1, 1))
-    assert tuple(before.load(silent).of(0)[0, :, 0, 0]) == (0, 0, 255)
+    assert tuple(before.load(silent).items_of(0)[0, :, 0, 0]) == (0, 0, 255)
     (nine / "i").rename(nine / "z")
     assert before.load(silent).names == (*NINE[:-1], "z")
     identities.append(before.identity())
@@ -365,7 +366,7 @@ def test_split_file(nine: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(mine))
     pool = folder(nine, split=str(path)).load(silent)
     assert named(pool) == mine
-    path.write_text(split_file.text(named(pool)))
+    path.write_text(split_text(named(pool)))
     assert json.loads(path.read_text()) == mine
     first = folder(nine, split=str(path)).identity()
     for number, (told, said) in enumerate(
@@ -439,7 +440,7 @@ def layouts(root: Path) -> dict[str, str]:
     return {
         "empty": "has no folders; put each class's pictures into a folder",
         "hidden only": "has no folders",
-        "no pictures": "class a has no pictures: .*/a; fill it",
+        "no pictures": "class a has no pictures: .*/a; add pictures",
         "flat": "has pictures and no class folders",
         "no test": "has train, val and no test; add it, or",
         "train alone": "has train and no val and no test",
@@ -454,7 +455,7 @@ def layouts(root: Path) -> dict[str, str]:
         "mixed": r"birds has pictures and a folder of pictures \(robin\)",
         "deep": "a/b/c has pictures one folder too deep",
         "deeper": "train/a/b/c has pictures one folder too deep",
-        "words": r"class a has no pictures: .*/a; what is in it is none \(IMG_1.heic\)",
+        "words": r"class a has no pictures: .*/a, and its files are no pictures \(IMG_1.heic\)",
     }
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.config.convert import dataclass_from
-from metarun.data.read.images import Look
+from metarun.config.convert import build
+from metarun.data.read.images import PictureDecoder
 from metarun.data.sources.mini_imagenet import MiniImagenet
-from metarun.data.sources.tiered_imagenet import TieredImagenet, pictures_in
+from metarun.data.sources.tiered_imagenet import TieredImagenet, png_spans
 from metarun.data.store.pool import DataError, Pool
 from support.makers import mini_imagenet as mini_maker
 from support.makers import tiered_imagenet as tiered_maker
@@ -85,13 +85,13 @@ def check_mini(pool: Pool, lossless: bool = True) -> None:
     assert sorted(pool.names) == mini_maker.NAMES
     assert pool.items.shape == (100 * COPIES, 3, 84, 84)
     assert {split: [pool.names[n] for n in classes] for split, classes in pool.splits.items()} == LISTS
-    look = Look(84, 3, "lanczos")
+    decoder = PictureDecoder(84, 3, "lanczos")
     for number, name in enumerate(pool.names):
-        for copy, item in enumerate(pool.of(number)):
+        for copy, item in enumerate(pool.items_of(number)):
             if lossless:
                 assert np.array_equal(item.transpose(1, 2, 0), mini_maker.picture(name, copy))
             else:
-                assert np.abs(item.astype(int) - look.shaped(mini_maker.smooth(name, copy))).max() <= 8
+                assert np.abs(item.astype(int) - decoder.convert(mini_maker.smooth(name, copy))).max() <= 8
 
 
 def test_published_classes_of_mini_imagenet() -> None:
@@ -141,7 +141,7 @@ def test_mini_imagenet_of_another_size(root: Path, caches: dict[str, bytes]) -> 
     assert pool.items.shape == (100 * COPIES, 3, 42, 42)
     name = LISTS["val"][3]
     half = mini_maker.picture(name, 1).reshape(42, 2, 42, 2, 3).mean((1, 3)).transpose(2, 0, 1)
-    assert np.abs(pool.of(pool.names.index(name))[1] - half).max() <= 1
+    assert np.abs(pool.items_of(pool.names.index(name))[1] - half).max() <= 1
 
 
 def test_mini_imagenet_with_classes_of_another_split(root: Path) -> None:
@@ -176,7 +176,7 @@ def test_mini_imagenet_damaged(root: Path, caches: dict[str, bytes]) -> None:
         (caches[train.name][:100000], "is no whole pickle"),
         (b"<!DOCTYPE html>", "is no whole pickle"),
         (b"cos\nsystem\n(S'true'\ntR.", "os.system"),
-        (pickle.dumps([1]), "has no image_data and class_dict"),
+        (pickle.dumps([1]), "has no image_data and no class_dict"),
         (pickle.dumps({"image_data": NO_IMAGES, "class_dict": dict.fromkeys(LISTS["train"], 5)}), "no list of image"),
         (pickle.dumps({"image_data": NO_IMAGES[0], "class_dict": {}}), r"uint8 \(84, 84, 3\)"),
         (
@@ -222,9 +222,9 @@ def check_tiered(pool: Pool, words: bool = True) -> None:
         for number, one in enumerate(classes):
             place = pool.names.index(f"{split}/{one.name}" if words else f"{split}/{number:03d}")
             assert place in pool.splits[split]
-            items = {item.transpose(1, 2, 0).tobytes() for item in pool.of(place)}
+            items = {item.transpose(1, 2, 0).tobytes() for item in pool.items_of(place)}
             assert items == {tiered_maker.picture(split, one.name, copy).tobytes() for copy in range(one.images)}
-            assert len(pool.of(place)) == one.images
+            assert len(pool.items_of(place)) == one.images
             if words:
                 assert pool.groups[place] == one.group
     assert [len(classes) for classes in pool.splits.values()] == SMALL["classes"]
@@ -268,7 +268,7 @@ def test_pictures_are_found_in_a_pickle_of_either_python(tmp_path: Path, protoco
     )
     path = tmp_path / "images.pkl"
     path.write_bytes(made)
-    assert [made[place.start : place.end] for place in pictures_in(path)] == texts
+    assert [made[place.start : place.end] for place in png_spans(path)] == texts
 
 
 def test_finding_pictures_does_not_fill_the_memory(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_finding_pictures_does_not_fill_the_memory(tmp_path: Path) -> None:
         file.write(b"e.")
     tracemalloc.start()
     try:
-        assert len(pictures_in(path)) == 5000
+        assert len(png_spans(path)) == 5000
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
@@ -325,23 +325,23 @@ def test_tiered_imagenets_labels_damaged(root: Path) -> None:
             {"label_general": np.where(np.arange(8) == one, 1 - general, general)},
             "class 1 has images of the superclasses",
         ),
-        ({"label_specific": ["a"] * 8}, "label_specific are no whole numbers"),
+        ({"label_specific": ["a"] * 8}, "label_specific is no list of whole numbers"),
     ):
         (folder / "val_labels.pkl").write_bytes(python2({**good, **changed}))
         refused(tiered(root), rf"val_labels.pkl.*{told}")
     (folder / "val_labels.pkl").write_bytes(python2({"label_specific": [1]}))
-    refused(tiered(root), "val_labels.pkl has no label_specific and label_general")
+    refused(tiered(root), "val_labels.pkl has no label_general")
     (folder / "val_labels.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     refused(tiered(root), "val_labels.pkl is a pickle with the name os.system")
 
 
 @pytest.mark.parametrize(("field", "value"), [("size", 0), ("images_per_class", 0)])
 def test_values_of_mini_imagenet_that_make_no_sense(root: Path, field: str, value: int) -> None:
-    with pytest.raises(ValueError, match=f"^{field}={value}: needs 1"):
+    with pytest.raises(ValueError, match=f"^{field}={value}: use 1"):
         MiniImagenet(**(vars(mini(root)) | {field: value}))
 
 
 @pytest.mark.parametrize(("field", "value"), [("size", 0), ("classes", (3, 0, 1))])
 def test_values_of_tiered_imagenet_that_make_no_sense(root: Path, field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{field}=.*needs 1"):
+    with pytest.raises(ValueError, match=f"^{field}=.*use 1"):
         TieredImagenet(**(vars(tiered(root)) | {field: value}))

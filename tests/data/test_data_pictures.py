@@ -93,8 +93,8 @@ def check(pool: Pool, colours: dict[str, list[Colour]]) -> None:
     assert len(pool.items) == sum(map(len, colours.values()))
     for number, name in enumerate(pool.names):
         wanted = np.array(colours[name], dtype=int)[:, :, None, None]
-        assert pool.of(number).shape[0] == len(wanted), name
-        assert np.abs(pool.of(number).astype(int) - wanted).max() <= NEAR, name
+        assert pool.items_of(number).shape[0] == len(wanted), name
+        assert np.abs(pool.items_of(number).astype(int) - wanted).max() <= NEAR, name
 
 
 def left_behind(cache: Path) -> list[str]:
@@ -287,9 +287,9 @@ def test_cub_without_the_copies_in_imagenet(shelf: tuple[Path, dict[str, Made]],
     pool = source("cub", root, made).load(silent)
     fewer = source("cub", root, made, drop_imagenet_copies=True).load(silent)
     for split, expected in (("train", 35), ("val", 8), ("test", 0)):
-        counts = [sum(len(each.of(number)) for number in each.splits[split]) for each in (pool, fewer)]
+        counts = [sum(len(each.items_of(number)) for number in each.splits[split]) for each in (pool, fewer)]
         assert counts[0] - counts[1] == expected
-    gone = [name for number, name in enumerate(pool.names) if len(pool.of(number)) != len(fewer.of(number))]
+    gone = [name for number, name in enumerate(pool.names) if len(pool.items_of(number)) != len(fewer.items_of(number))]
     assert len(gone) < 20
     colours = [tuple(item[:, 4, 4]) for item in fewer.items]
     assert set(colours) < {tuple(item[:, 4, 4]) for item in pool.items}
@@ -341,11 +341,11 @@ def pixels() -> NDArray[np.uint8]:
 def test_a_window(box: tuple[int, int, int, int], wanted: NDArray[np.uint8]) -> None:
     content = io.BytesIO()
     Image.fromarray(pixels()).save(content, "png")
-    look = tar_archive.Window(4, 1, "nearest", "squash", box)
+    decoder = tar_archive.CropDecoder(4, 1, "nearest", "squash", box)
     plain = np.asarray(Image.fromarray(np.ascontiguousarray(wanted)).resize((4, 4), Image.Resampling.NEAREST))
-    assert np.array_equal(look.of(content.getvalue(), "x")[0], plain)
+    assert np.array_equal(decoder.decode(content.getvalue(), "x")[0], plain)
     with pytest.raises(DataError, match=r"x cannot be read as a picture .*is no part of 6 x 4 pixels"):
-        tar_archive.Window(4, 1, "nearest", "squash", (6, 0, 9, 4)).of(content.getvalue(), "x")
+        tar_archive.CropDecoder(4, 1, "nearest", "squash", (6, 0, 9, 4)).decode(content.getvalue(), "x")
 
 
 def test_a_picture_that_lies_in_classes_of_two_splits(
@@ -430,7 +430,7 @@ def row(_: str, content: bytes) -> NDArray[np.uint8]:
 
 
 def read(path: Path, names: list[str]) -> list[list[int]]:
-    blocks = tar_archive.tar_in_order(path, names, (3,), row, silent)
+    blocks = tar_archive.decoded_in_order(path, names, (3,), row, silent)
     return [list(map(int, each)) for block in blocks for each in block]
 
 
@@ -449,7 +449,7 @@ def test_the_order_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_end_that_is_damaged_after_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_archive, "READ_AT_ONCE", tarfile.BLOCKSIZE)  # the end is not read along with a file
+    monkeypatch.setattr(tar_archive, "TAR_BYTES", tarfile.BLOCKSIZE)  # the end is not read along with a file
     tar(tmp_path / "x.tgz", {"a": b"abc"})
     content = (tmp_path / "x.tgz").read_bytes()
     (tmp_path / "x.tgz").write_bytes(content[:-8] + b"\0" * 8)
@@ -488,11 +488,11 @@ def test_a_folder_gives_nothing_from_outside(tmp_path: Path) -> None:
 
 
 def test_progress_and_no_more_in_memory_than_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_archive, "SPEAK_EVERY_S", 0.0)
+    monkeypatch.setattr(tar_archive, "PROGRESS_EVERY_S", 0.0)
     names = [f"{number:04d}" for number in range(500)]
     tar(tmp_path / "x.tgz", {name: name.encode() for name in names})
     inside, most, said = [0], [0], list[str]()
-    whole = tar_archive.members
+    whole = tar_archive.tar_members
 
     def counting(path: Path) -> Any:
         for member in whole(path):
@@ -504,8 +504,8 @@ def test_progress_and_no_more_in_memory_than_is_in_flight(tmp_path: Path, monkey
         inside[0] -= 1
         return row(name, content)
 
-    monkeypatch.setattr(tar_archive, "members", counting)
-    assert sum(map(len, tar_archive.tar_in_order(tmp_path / "x.tgz", names, (3,), leaving, said.append))) == 500
+    monkeypatch.setattr(tar_archive, "tar_members", counting)
+    assert sum(map(len, tar_archive.decoded_in_order(tmp_path / "x.tgz", names, (3,), leaving, said.append))) == 500
     assert most[0] < 150
     assert said[0].startswith("x.tgz: 1 of 500 pictures read")
 
@@ -516,5 +516,5 @@ def test_no_room_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     tar(tmp_path / "x.tgz", {"a": b"abc"})
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(DataError, match=r"does not take 0 MB for a while .*No space.*; set METARUN_CACHE"):
+    with pytest.raises(DataError, match=r"has no room for 0 MB of temporary data .*No space.*; set METARUN_CACHE"):
         read(tmp_path / "x.tgz", ["a"])

@@ -47,7 +47,7 @@ def test_every_drawing_is_where_its_file_says(per_class: int | None, root: Path)
     assert pool.names == tuple(sorted(name for names in class_list("quickdraw").values() for name in names))
     for number in range(345):
         expected = np.stack([drawing(number, each).reshape(1, 28, 28) for each in range(count)])
-        assert np.array_equal(pool.of(number), expected)
+        assert np.array_equal(pool.items_of(number), expected)
     assert {split: len(classes) for split, classes in pool.splits.items()} == data.counts()
     for file in (root / "quickdraw").iterdir():
         file.unlink()
@@ -62,7 +62,7 @@ def test_published_classes() -> None:
     files = data.editions()[0].files
     assert len(files) == 345
     base = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap"
-    assert next(file.mirrors for file in files if file.path == "The Eiffel Tower.npy") == (
+    assert next(file.urls for file in files if file.path == "The Eiffel Tower.npy") == (
         f"{base}/The%20Eiffel%20Tower.npy",
     )
     for field, value in (("per_class", 0), ("size", 0)):

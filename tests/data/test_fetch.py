@@ -204,7 +204,7 @@ def test_a_whole_part_is_only_checked_and_renamed(place: Place) -> None:
 
 
 def test_progress(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metarun.data.fetch.partial_file.SPEAK_EVERY_S", 0.05)
+    monkeypatch.setattr("metarun.data.fetch.partial_file.PROGRESS_EVERY_S", 0.05)
     said: list[str] = []
     fetch(place.path, place.at("slow"), MD5, said.append)
     shares = [int(found[1]) for line in said if (found := re.fullmatch(r"a.zip: (\d+) % of 0.1 MB, 0:00 left", line))]

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from metarun.data.sources.glyphs import Draws, Glyphs
-from metarun.data.sources.pen import JOINTS, Strokes, curve, ink, string
+from metarun.data.sources.glyphs import Glyphs, RawBitNumbers
+from metarun.data.sources.pen import JOINTS, Strokes, draw_dots, points_along, spline_points
 from metarun.data.store.pool import Pool
 from support.shapes import cube
 
@@ -169,7 +169,7 @@ def test_normalisation_in_the_file_is_that_of_the_training_images(pool: Pool) ->
 
 
 def test_slow_drawing_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metarun.data.sources.glyphs.SPEAK_AFTER_S", 0.0)
+    monkeypatch.setattr("metarun.data.sources.glyphs.PROGRESS_EVERY_S", 0.0)
     said: list[str] = []
     small().load(said.append)
     assert said[-1].startswith("glyphs: 4 of 4 alphabets")
@@ -199,7 +199,7 @@ def test_other_sizes(size: int) -> None:
 
 
 def test_bell_has_the_moments_it_states() -> None:
-    draws = Draws(1).bell(100, 1000)
+    draws = RawBitNumbers(1).bell(100, 1000)
     assert abs(draws.mean()) < 0.02
     assert abs(draws.var() - 1.0) < 0.02
     assert np.abs(draws).max() < 3.5
@@ -209,10 +209,10 @@ def test_a_straight_stroke_is_a_band_as_wide_as_its_pen() -> None:
     """Area of the ink of a straight line: length x 2r plus the two half discs at its ends, up to sampling."""
     joints = np.stack([np.linspace(-1, 1, JOINTS), np.zeros(JOINTS)], axis=-1)[None]
     strokes = Strokes(joints, np.zeros(1, dtype=np.int64))
-    beads = string(strokes, 10.0)
-    spots = curve(joints, beads) * 10.0 + 13.5
+    beads = points_along(strokes, 10.0)
+    spots = spline_points(joints, beads) * 10.0 + 13.5
     for radius in (0.7, 1.0, 1.4):
-        image = ink(spots, np.zeros(len(spots), dtype=np.int64), np.full(len(spots), radius), 1, 28)
+        image = draw_dots(spots, np.zeros(len(spots), dtype=np.int64), np.full(len(spots), radius), 1, 28)
         assert abs(image.sum() / 255 - (20.0 * 2 * radius + np.pi * radius**2)) < 0.06 * 40 * radius
 
 

@@ -93,7 +93,8 @@ def test_a_task_has_to_fit_into_every_member() -> None:
             pool = super().load(say)
             return pool._replace(groups=tuple(f"g{number // 5}" for number in range(CLASSES)))
 
-    sources, names = {"a": Source("none"), "b": Halves("none")}, ("a", "b")
+    sources = {"a": Source("none"), "b": Halves("none")}
+    names = ("a", "b")
     data = open_mixture(Mixture(sources, names, names, names, SIZE, 1), CPU, torch.float64, lambda _: None, None)
     assert [capacity.group_sizes for capacity in data.capacities("train")] == [(15,), (5, 5, 5)]
     for ways, sampler, place in ((15, "group_as_task", 1), (5, "group_as_task", 0), (6, "within_group", 1)):

@@ -66,7 +66,7 @@ def test_every_drawing_is_where_its_name_says(root: Path) -> None:
     assert pool.groups == ("Alphabet_of_A",) * 2 + ("Zulu_(B)",) * 4 + ("Mid",) * 3
     for character in range(9):
         for drawer in range(4):
-            assert np.array_equal(pool.of(character)[drawer, 0], 255 - drawing(character, drawer + 1))
+            assert np.array_equal(pool.items_of(character)[drawer, 0], 255 - drawing(character, drawer + 1))
 
 
 def test_polarity_and_size(root: Path) -> None:
@@ -103,7 +103,9 @@ def test_the_draws_of_finn_and_lake_never_change(root: Path) -> None:
 
 
 def test_vinyals_lists_are_checked_against_the_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"data.split=vinyals names 1623 classes that are not there \(Alphabet_of_the"):
+    with pytest.raises(
+        DataError, match=r"data.split=vinyals names 1623 classes that the data does not have \(Alphabet_of_the"
+    ):
         made_up(root, split="vinyals").load(silent)
     lists = {"train": ["Zulu_(B)/character02", "Mid/character01"], "val": ["Zulu_(B)/character01"]}
     lists |= {"test": ["Alphabet_of_A/character02"]}
@@ -184,7 +186,7 @@ def test_an_archive_packed_anew_is_known_by_its_images(root: Path) -> None:
         assert md5(root / "omniglot" / name) not in SUMS.values()
     pool = made_up(root, size=SIDE).load(silent)
     assert pool.names[2] == "Zulu_(B)/character01"
-    assert np.array_equal(pool.of(8)[3, 0], 255 - drawing(8, 4))
+    assert np.array_equal(pool.items_of(8)[3, 0], 255 - drawing(8, 4))
 
 
 @pytest.mark.parametrize("change", ["image", "names"])
@@ -195,7 +197,7 @@ def test_other_images_are_refused(root: Path, change: str) -> None:
 
 
 def test_packing_says_how_far_it_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metarun.data.store.contents.SPEAK_EVERY_S", 0.0)
+    monkeypatch.setattr("metarun.data.store.contents.PROGRESS_EVERY_S", 0.0)
     said: list[str] = []
     made_up(root).load(said.append)
     assert said[-1].startswith("omniglot: 36 of 36 items packed")
@@ -286,7 +288,7 @@ def test_the_real_archives(real_cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 @real
 def test_the_real_archives_by_their_contents_alone() -> None:
     others = {"background_md5": "of another packing", "evaluation_md5": "of another packing"}
-    assert len(omniglot(root=REAL, **others)._contents(silent).names) == 1623
+    assert len(omniglot(root=REAL, **others).contents(silent).names) == 1623
 
 
 @real
@@ -297,7 +299,7 @@ def test_the_nearest_picture_of_five(real_cache: Path, monkeypatch: pytest.Monke
     rng, hits, episodes = np.random.default_rng(0), 0, 1000
     for _ in range(episodes):
         classes = rng.choice(pool.splits["test"], 5, replace=False)
-        pairs = np.stack([pool.of(number)[rng.choice(20, 2, replace=False)] for number in classes])
+        pairs = np.stack([pool.items_of(number)[rng.choice(20, 2, replace=False)] for number in classes])
         flat = pairs.reshape(5, 2, -1)
         support, query = np.moveaxis(flat / np.linalg.norm(flat, axis=2, keepdims=True), 1, 0)
         hits += int(((query @ support.T).argmax(axis=1) == np.arange(5)).sum())

@@ -38,14 +38,14 @@ def folder(tmp_path: Path) -> Path:
 
 def check(pack: Pack) -> None:
     assert np.array_equal(pack.items, ITEMS)
-    assert (pack.names, pack.counts, pack.groups, pack.twins) == (NAMES, COUNTS, ("g", "g", "h"), ())
+    assert (pack.names, pack.counts, pack.groups, pack.duplicates) == (NAMES, COUNTS, ("g", "g", "h"), ())
     assert not pack.items.flags.writeable
 
 
 def test_pool_holds_disjoint_classes_only() -> None:
     pool = make_pool(ITEMS, COUNTS, NAMES, {"train": (0, 2), "test": (1,)})
     assert pool.splits["train"] == (0, 2)
-    assert np.array_equal(pool.of(1), ITEMS[2:5])
+    assert np.array_equal(pool.items_of(1), ITEMS[2:5])
     with pytest.raises(AssertionError, match="3 classes in splits, 2 of them different"):
         make_pool(ITEMS, COUNTS, NAMES, {"train": (0, 1), "test": (1,)})
     with pytest.raises(AssertionError, match="of 3"):
@@ -160,9 +160,9 @@ def test_without_a_folder_it_is_kept_in_memory_and_this_is_said_once(tmp_path: P
 
 def refuse_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise packing._Unwritable(OSError(28, "No space left on device"))
+        raise packing._CannotWrite(OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(packing, "_put", full)
+    monkeypatch.setattr(packing, "_append", full)
 
 
 def nothing_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def twins(folder: Path) -> Pack:
 def test_an_item_in_two_splits_is_refused_or_told(folder: Path) -> None:
     for _ in range(2):  # packed, then read back
         pack = twins(folder)
-        assert [(twin.first, twin.second, twin.row) for twin in pack.twins] == [(0, 1, 3)]
+        assert [(pair.first, pair.second, pair.row) for pair in pack.duplicates] == [(0, 1, 3)]
     with pytest.raises(DataError, match=r"1 items are the same .* a \(train\) and b \(test\); data.duplicates=warn"):
         pack.pool({"train": (0, 2), "test": (1,)}, "refuse", silent)
     said: list[str] = []
@@ -256,7 +256,7 @@ def test_a_class_in_two_splits_is_refused(folder: Path) -> None:
     pack = packed("key-1", contents, silent, folder)
     with pytest.raises(DataError, match=r"class b is in the train and in the val split"):
         pack.pool({"train": (0, 1), "val": (1,), "test": (2,)}, "warn", silent)
-    with pytest.raises(DataError, match=r"list\.json names 1 classes that are not there"):
+    with pytest.raises(DataError, match=r"list\.json names 1 classes that the data does not have"):
         pack.numbers({"train": ["a", "d"]}, "list.json")
 
 

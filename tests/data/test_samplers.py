@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from metarun.cli.main import main
+from metarun.data.sources.source import Rotations
 from metarun.data.splits import SPLITS
 from metarun.data.store.pool import Pool
 from metarun.data.tasks import random_bits, sampler
-from metarun.data.tasks.contracts import Rotations
 from metarun.data.tasks.opening import LabelledData, open_classes
 from metarun.train.loop import mean_over_shapes
 from metarun.train.state import learned

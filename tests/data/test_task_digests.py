@@ -18,9 +18,10 @@ from torch import Tensor
 from metarun.data.sources.glyphs import Glyphs
 from metarun.data.sources.mixture import Mixture
 from metarun.data.sources.sine import Sine
+from metarun.data.sources.source import Rotations
 from metarun.data.tasks import sampler
 from metarun.data.tasks.augment import Augment
-from metarun.data.tasks.contracts import ClassificationData, ClassSource, Rotations, Tasks
+from metarun.data.tasks.contracts import ClassificationData, ClassSource, Tasks
 from metarun.data.tasks.opening import open_classes, open_mixture
 from support.grouped import Grouped
 from support.labelled import SIZE, Coloured, Source

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from metarun.data.sources.sine import Sine
+from metarun.data.sources.source import Rotations
 from metarun.data.splits import SPLITS
-from metarun.data.tasks.contracts import Rotations
 from metarun.data.tasks.opening import LabelledData
 from metarun.data.tasks.sampler import EpisodeSampler
 from metarun.data.tasks.sinusoids import SinusoidTasks

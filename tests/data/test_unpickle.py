@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metarun.data.read.safe_pickle import Encoding, load, read
+from metarun.data.read.safe_pickle import Encoding, load_pickle, read_pickle
 from metarun.data.store.pool import DataError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -64,15 +64,16 @@ def test_what_published_pickles_hold(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "cache.pkl"
     for value in (PUBLISHED, IMAGES, [IMAGES] * 3, OBJECTS, b"", {}, np.asfortranarray(IMAGES)):
         path.write_bytes(pickle.dumps(value, protocol))
-        assert equal(value, load(path))
-        assert equal(value, read(io.BytesIO(path.read_bytes()), "inside"))
+        assert equal(value, load_pickle(path))
+        assert equal(value, read_pickle(io.BytesIO(path.read_bytes()), "inside"))
 
 
 def test_the_same_array_twice_and_a_list_that_holds_itself(tmp_path: Path) -> None:
     circle: list[Any] = [IMAGES, IMAGES]
     circle += [circle, (1, IMAGES), *((number, IMAGES[0]) for number in range(1000))]
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(circle))
-    found = load(tmp_path / "a.pkl")
+    found = load_pickle(tmp_path / "a.pkl")
+    assert isinstance(found, list)
     assert found[2] is found
     assert found[0] is found[1] is found[3][1]
     assert [part[0] for part in found[4:]] == list(range(1000))
@@ -97,7 +98,7 @@ def test_pickles_of_python_2(tmp_path: Path, encoding: Encoding, key: str | byte
     written = python2(b"data", IMAGES)
     assert np.array_equal(pickle.loads(written, encoding="latin1")["data"], IMAGES)  # it is what it pretends to be
     (tmp_path / "train").write_bytes(written)
-    assert equal({key: IMAGES}, load(tmp_path / "train", encoding))
+    assert equal({key: IMAGES}, load_pickle(tmp_path / "train", encoding))
 
 
 class Calls:
@@ -129,7 +130,7 @@ def test_nothing_is_run(tmp_path: Path, protocol: int, held: str) -> None:
             value = np.array([attack, 1], dtype=object)
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(value, protocol))
         with pytest.raises(DataError, match=r"with the name [a-z_]+\.[A-Za-z_.]+, which no data needs; nothing"):
-            load(tmp_path / "a.pkl")
+            load_pickle(tmp_path / "a.pkl")
         assert not made.exists()
 
 
@@ -162,7 +163,7 @@ FROMBUFFER = np.zeros(1).__reduce_ex__(5)[0]
         (forged(np.dtype, ("u1",), state=(3, "|", (np.dtype("O"), (2,)), None, None, 8, 1, 0)), "arrays of records"),
         (forged(bytes, (10**12,)), "builtins.bytes"),
         (pickle.dumps({1, 2}), "a set"),
-        (b"cnumpy\nndarray\n.", "a _Call"),
+        (b"cnumpy\nndarray\n.", "a _Function"),
         (b"cnumpy\ndtype\n(NI1\ntb.", "a changed function"),
         (b"\x80\x02cnumpy\ndtype\nN}U\x04realI1\ns\x86b.", "a changed function"),
     ],
@@ -170,7 +171,7 @@ FROMBUFFER = np.zeros(1).__reduce_ex__(5)[0]
 def test_forged_arrays(tmp_path: Path, attack: bytes, reason: str) -> None:
     (tmp_path / "a.pkl").write_bytes(attack)
     with pytest.raises(DataError, match=reason):
-        load(tmp_path / "a.pkl")
+        load_pickle(tmp_path / "a.pkl")
 
 
 def test_forged_lengths(tmp_path: Path) -> None:
@@ -182,13 +183,13 @@ def test_forged_lengths(tmp_path: Path) -> None:
     ):
         (tmp_path / "a.pkl").write_bytes(attack)
         with pytest.raises(DataError, match=r"a.pkl is (no whole pickle|a pickle with)"):
-            load(tmp_path / "a.pkl")
+            load_pickle(tmp_path / "a.pkl")
 
 
 def test_lists_nested_without_end(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(b"]" * 100_000 + b"a" * 99_999 + b".")
     with pytest.raises(DataError, match=r"is no whole pickle .*recursion"):
-        load(tmp_path / "a.pkl")
+        load_pickle(tmp_path / "a.pkl")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -198,16 +199,16 @@ def test_a_damaged_pickle_is_a_data_error(tmp_path: Path, protocol: int) -> None
     for length in range(0, len(whole), 41):
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"a.pkl is (no whole pickle|a pickle with)"):
-            load(path)
+            load_pickle(path)
     for place in range(0, len(whole) if protocol > 1 else 0, 17):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
         with suppress(DataError):  # a changed number is still a number
-            load(path)
+            load_pickle(path)
     path.write_bytes(b"<!DOCTYPE html><html>")
     with pytest.raises(DataError, match="no whole pickle"):
-        load(path)
+        load_pickle(path)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.pkl cannot be read \(No such file or directory\)"):
-        load(tmp_path / "nowhere.pkl")
+        load_pickle(tmp_path / "nowhere.pkl")

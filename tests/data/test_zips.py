@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metarun.data.read.zip_archive import content, content_digest, members, opened
+from metarun.data.read.zip_archive import content_digest, open_zip, zip_bytes, zip_names
 from metarun.data.store.pool import DataError
 
 FILES = {"top/a/1.png": b"one", "top/a/2.png": b"two", "top/b/1.png": b"three"}
@@ -25,7 +25,7 @@ def written(path: Path, files: dict[str, bytes], packing: int = zipfile.ZIP_STOR
 )
 def test_names_that_lead_outside(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "a.zip", {"top/1.png": b"", name: b""})
-    with pytest.raises(DataError, match=r"a.zip: the name .* leads out of the archive"), opened(path):
+    with pytest.raises(DataError, match=r"a.zip: the name .* leads out of the archive"), open_zip(path):
         pass
     with pytest.raises(DataError, match="leads out of the archive"):
         content_digest(path)
@@ -33,8 +33,8 @@ def test_names_that_lead_outside(tmp_path: Path, name: str) -> None:
 
 def test_names_that_only_look_so(tmp_path: Path) -> None:
     names = ["top/a..b.png", "top/...", "top/.hidden/1.png", "top/a:b.png"]
-    with opened(written(tmp_path / "a.zip", dict.fromkeys(names, b""))) as file:
-        assert members(file) == sorted(names)
+    with open_zip(written(tmp_path / "a.zip", dict.fromkeys(names, b""))) as file:
+        assert zip_names(file) == sorted(names)
 
 
 def test_the_digest_is_of_the_contents(tmp_path: Path) -> None:
@@ -67,18 +67,21 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "b.zip"
     for part in (b"", whole[:20], whole[: len(whole) // 2], whole[:-30], b"PK\x03\x04 and nothing"):
         path.write_bytes(part)
-        with pytest.raises(DataError, match=r"b.zip is no whole zip archive \(.+\); get the file anew"), opened(path):
+        with (
+            pytest.raises(DataError, match=r"b.zip is no whole zip archive \(.+\); get the file again"),
+            open_zip(path),
+        ):
             pass
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
         try:
-            with opened(path) as file:
-                found = [content(file, name) for name in members(file)]
+            with open_zip(path) as file:
+                found = [zip_bytes(file, name) for name in zip_names(file)]
             assert found[:1] in ([b"content" * 50], [b"x"], [])  # a date, a name; never other bytes
         except DataError:
             continue
     path.write_bytes(b"  <HTML>")
-    with pytest.raises(DataError, match="it is a web page"), opened(path):
+    with pytest.raises(DataError, match="it is a web page"), open_zip(path):
         pass
     with pytest.raises(DataError, match=r"none.zip is no whole zip archive \(.*No such file"):
         content_digest(tmp_path / "none.zip")

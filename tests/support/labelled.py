@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from metarun.data.sources.source import Rotations
 from metarun.data.store.pool import Pool, make_pool
-from metarun.data.tasks.contracts import Rotations
 from metarun.data.tasks.opening import LabelledData, open_classes
 from metarun.types import Kind, Split
 

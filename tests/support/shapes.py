@@ -18,5 +18,7 @@ def shape(ways: CountRange, shots: CountRange, queries: int, noise: float = 0.0,
 
 def cube(pool: Pool) -> NDArray[np.uint8]:
     """[classes, items, C, H, W] of a pool whose classes are all of one size."""
-    found: NDArray[np.uint8] = pool.items.reshape(len(pool.names), -1, *pool.items.shape[1:])
+    found: NDArray[np.uint8] = pool.items.astype(np.uint8, copy=False).reshape(
+        len(pool.names), -1, *pool.items.shape[1:]
+    )
     return found

@@ -16,12 +16,15 @@ from metarun.config.convert import TARGET, call_arguments, convert, dataclass_fr
 from metarun.config.device import device_of, processes_of
 from metarun.config.renamed import with_previous_names
 from metarun.data.sources.mixture import Mixture
+from metarun.data.sources.source import Source
 from metarun.data.tasks.augment import Augment
 from metarun.data.tasks.contracts import (
     ClassSampler,
     ClassSource,
     CountRange,
+    FeatureSource,
     FunctionSource,
+    ImageSource,
     TaskData,
     TaskShape,
     check_fit,
@@ -148,10 +151,10 @@ class RunConfig:
     def signed(self, plain: Mapping[str, object]) -> dict[str, object]:
         """The values that the results depend on: not the device, nor the folder of the data."""
         kept = {name: value for name, value in plain.items() if name not in UNSIGNED and (name, value) != TF32_OFF}
-        places = getattr(type(self.data), "places", ())
-        data = {name: value for name, value in values_of(kept, "data").items() if name not in places}
-        identity = getattr(self.data, "identity", None)  # of the user's own data: what is in it, wherever it lies
-        return {**kept, "data": {**data, "content": identity()} if identity else data}
+        assert isinstance(self.data, Source), f"{type(self.data).__name__} is no Source"
+        data = {name: value for name, value in values_of(kept, "data").items() if name not in self.data.places}
+        content = self.data.identity()  # of the user's own files, wherever they lie
+        return {**kept, "data": data if content is None else {**data, "content": content}}
 
     @property
     def experiment(self) -> str:
@@ -260,21 +263,29 @@ def _check_together(config: RunConfig) -> None:
         )
 
 
-def _data_source(plain: Mapping[str, object]) -> Any:
+def _data_source(plain: Mapping[str, object]) -> ClassSource | FunctionSource | Mixture:
     """The data source. The members of a mixture are built first."""
     spec = values_of(plain, "data")
     if target_class(spec, "data") is not Mixture:
-        return _instance(plain, "data")
+        return _source(spec, "data")
     named = spec.get("sources")
     if not isinstance(named, Mapping):
         raise ConfigError(f"data.sources={named}: name data sets, as in data.sources=[glyphs,omniglot]")
-    built: dict[str, Any] = {}
+    built: dict[str, object] = {}
     for name, member in named.items():
         key = f"data.sources.{name}"
-        built[name] = dataclass_from(target_class(member, key), member, key)
-        if built[name].kind != "classes":
-            raise ConfigError(f"{key}: has {built[name].kind}; a mixture is of data sets with classes")
+        built[name] = source = _source(member, key)
+        if source.kind != "classes":
+            raise ConfigError(f"{key}: has {source.kind}; a mixture is of data sets with classes")
     return dataclass_from(Mixture, {**spec, "sources": built}, "data")
+
+
+def _source(spec: object, key: str) -> ClassSource | FunctionSource:
+    cls = target_class(spec, key)
+    source: object = dataclass_from(cls, spec, key)
+    if not isinstance(source, Source) or not isinstance(source, ImageSource | FeatureSource | FunctionSource):
+        raise ConfigError(f"{key}.{TARGET}={cls.__module__}.{cls.__qualname__}: is no data source; see CONTRIBUTING.md")
+    return source
 
 
 def _augmentation(plain: Mapping[str, object]) -> Augment | None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from metarun.config.device import set_tf32
 from metarun.config.schema import RunConfig
-from metarun.data.splits import split_file
+from metarun.data.splits.split_file import split_text
 from metarun.data.tasks.contracts import ClassificationData
 from metarun.errors import RunError
 from metarun.measures import Estimate
@@ -61,7 +61,7 @@ def execute(config: RunConfig) -> Outcome:
             show_result(summary, run.path)
             return Outcome(summary, 0)
         if config.kind == "classes":
-            write_text(run.split, split_file.text(cast(ClassificationData, parts.data).class_names))
+            write_text(run.split, split_text(cast(ClassificationData, parts.data).class_names))
         with listening() as stop:
             try:
                 plan = plan_execution(config, parts, run, stop, say)

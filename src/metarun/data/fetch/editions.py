@@ -1,28 +1,21 @@
-"""Published data sets: in which files they are in circulation, where those lie on this machine, how they get there."""
+"""Published data sets: the files they consist of, the folder for these, and how the files get there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from metarun.data.fetch.download import fetch
-from metarun.data.read.images import Filter, Fit
-from metarun.data.splits.class_list import class_list
-from metarun.data.store.pack import Duplicates
-from metarun.data.store.pool import DataError, Pool, Say, cache_root
-
-if TYPE_CHECKING:
-    from metarun.types import Kind, Split
+from metarun.data.store.pool import DataError, Say, cache_root
 
 
-class File(NamedTuple):
-    """A published file, by its path below the data set's folder; one that ends in / is a folder of files."""
+class PublishedFile(NamedTuple):
+    """A published file, by its path below the data set's folder; a path that ends in / is a folder of files."""
 
     path: str
-    mirrors: tuple[str, ...] = ()  # whole addresses, tried in turn; none: nobody may pass it on, or nobody does
+    urls: tuple[str, ...] = ()  # tried in turn; none: the file may not be passed on, or nobody does
     md5: str | None = None  # of the published bytes; None: never published
 
 
@@ -30,10 +23,12 @@ class Edition(NamedTuple):
     """One of the forms in which a data set is in circulation; all of its files are needed."""
 
     name: str
-    files: tuple[File, ...]
+    files: tuple[PublishedFile, ...]
 
 
 class Facts(NamedTuple):
+    """What `metarun data list` shows of a published data set."""
+
     licence: str
     images: int
     megabytes: int  # of the download
@@ -41,94 +36,62 @@ class Facts(NamedTuple):
 
 
 class Published(Protocol):
-    """What a source answers beside load(), to be listed, fetched and checked."""
+    """The part of a data source that is needed to find and to fetch its files."""
 
-    kind: ClassVar[Kind]
     facts: ClassVar[Facts]
     folder_name: ClassVar[str]  # of its folder below data.root
 
     @property
     def root(self) -> str | None: ...
 
-    def counts(self) -> dict[Split, int]: ...
-
     def editions(self) -> tuple[Edition, ...]: ...
 
-    def load(self, say: Callable[[str], None]) -> Pool: ...
 
-
-@dataclass(frozen=True)
-class ColourPictures:
-    """What published sets of colour pictures have in common."""
-
-    kind: ClassVar[Kind] = "classes"
-    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
-    folder_name: ClassVar[str]
-
-    root: str | None  # folder that holds the data set's; None: METARUN_DATA, else data/ in the cache folder
-    mirrors: tuple[str, ...]  # folders on the web
-    size: int  # pixels
-    resize: Filter
-    fit: Fit
-    duplicates: Duplicates
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rotations: Literal["none", "train", "all"]
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size}: needs 1 pixel or more")
-
-    def lists(self) -> dict[Split, list[str]]:
-        return class_list(self.folder_name)
-
-    def counts(self) -> dict[Split, int]:
-        return {split: len(names) for split, names in self.lists().items()}
-
-
-def home(source: Published) -> Path:
-    """The data set's folder: below data.root, else METARUN_DATA, else data/ in the cache folder."""
+def data_folder(source: Published) -> Path:
+    """The data set's folder: below data.root, else below METARUN_DATA, else below data/ in the cache folder."""
     root = source.root or os.environ.get("METARUN_DATA")
     return (Path(root).expanduser() if root else cache_root() / "data") / source.folder_name
 
 
-def present(source: Published) -> Edition | None:
-    """The first edition whose files are all there."""
-    folder = home(source)
-    whole = (edition for edition in source.editions() if all((folder / file.path).exists() for file in edition.files))
-    return next(whole, None)
+def edition_on_disk(source: Published) -> Edition | None:
+    """The first edition all of whose files are there."""
+    folder = data_folder(source)
+    complete = (
+        edition for edition in source.editions() if all((folder / file.path).exists() for file in edition.files)
+    )
+    return next(complete, None)
 
 
-def obtain(source: Published, say: Say) -> Edition:
-    """The edition that is there, else the first that can be downloaded; DataError says what to put where."""
-    found = present(source)
+def fetch_edition(source: Published, say: Say) -> Edition:
+    """The edition on the disk, else the first that can be downloaded; DataError says which files to put where."""
+    found = edition_on_disk(source)
     if found:
         return found
-    failures = []
+    folder, failures = data_folder(source), []
     for edition in source.editions():
-        if not all(file.mirrors or (home(source) / file.path).exists() for file in edition.files):
+        if not all(file.urls or (folder / file.path).exists() for file in edition.files):
             continue
         try:
             for file in edition.files:
-                fetch(home(source) / file.path, file.mirrors, file.md5, say)
+                fetch(folder / file.path, file.urls, file.md5, say)
             return edition
         except DataError as problem:
             failures.append(str(problem))
-    raise DataError("; ".join([*failures, by_hand(source)]))
+    raise DataError("; ".join([*failures, manual_steps(source)]))
 
 
-def by_hand(source: Published) -> str:
-    """What a person has to do: which files, from which page, into which folder."""
+def manual_steps(source: Published) -> str:
+    """What a person can do: which files to get, from which page, into which folder."""
     ways = " or ".join(", ".join(file.path for file in edition.files) for edition in source.editions())
-    return f"get {ways} from {source.facts.page} and put it into {home(source)}"
+    return f"get {ways} from {source.facts.page} and put it into {data_folder(source)}"
 
 
-def tarred(mirrors: Sequence[str], archive: str, md5: str | None, folder: str) -> tuple[Edition, ...]:
-    """One archive, or the folder that comes out of it."""
-    packages = (File(archive, at(mirrors, archive), md5),)
-    return Edition("archive", packages), Edition("unpacked", (File(f"{folder}/"),))
+def archive_or_folder(mirrors: Sequence[str], archive: str, md5: str | None, folder: str) -> tuple[Edition, ...]:
+    """Two editions: one archive, or the folder that was unpacked from it."""
+    packages = (PublishedFile(archive, mirror_urls(mirrors, archive), md5),)
+    return Edition("archive", packages), Edition("unpacked", (PublishedFile(f"{folder}/"),))
 
 
-def at(mirrors: Sequence[str], name: str) -> tuple[str, ...]:
-    """A file's address on every mirror, each the address of a folder."""
+def mirror_urls(mirrors: Sequence[str], name: str) -> tuple[str, ...]:
+    """A file's address on every mirror; a mirror is the address of a folder."""
     return tuple(f"{mirror.rstrip('/')}/{name}" for mirror in mirrors)

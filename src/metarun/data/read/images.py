@@ -20,33 +20,41 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Filter = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
-Fit = Literal["squash", "crop", "pad"]
-AHEAD = 64  # pictures in flight
+Fit = Literal["squash", "crop", "pad"]  # ignore the proportions, cut the longer side, add black bars
+AHEAD = 64  # pictures that are decoded before they are asked for
 
-T = TypeVar("T")
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a picture is brought to one size: squash ignores its proportions, crop cuts the longer side, pad fills up."""
+class PictureDecoder:
+    """Decodes pictures and brings them to one size and one number of channels."""
 
-    size: int
+    size: int  # pixels of a side
     channels: int  # 1: grey, 3: colour
     resize: Filter
     fit: Fit = "squash"
 
-    def of(self, content: bytes, where: str) -> NDArray[np.uint8]:
-        """One encoded picture; `where` names it in an error."""
-        from PIL import Image, UnidentifiedImageError  # late: a warm start reads no picture
+    def decode(self, content: bytes, where: str) -> NDArray[np.uint8]:
+        """An encoded picture (PNG, JPEG, ...) as [C, size, size]; `where` names the picture in an error."""
+        from PIL import Image, UnidentifiedImageError  # late: a run that finds its packed file reads no picture
 
         strange = (UnidentifiedImageError, Image.DecompressionBombError)
         try:
             with Image.open(io.BytesIO(content)) as picture:
-                return self.shaped(picture)
+                return self.convert(picture)
         except (OSError, SyntaxError, ValueError, RuntimeError, *strange) as problem:
             raise DataError(f"{where} cannot be read as a picture ({problem})") from problem
 
-    def shaped(self, picture: Image.Image) -> NDArray[np.uint8]:
+    def convert_array(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Pixels [H, W, 3] or [H, W] as [C, size, size]; always a copy, so that the array may be freed."""
+        if image.shape[:2] == (self.size, self.size):
+            return np.array(image[None] if image.ndim == 2 else image.transpose(2, 0, 1), order="C")
+        from PIL import Image  # late: as above
+
+        return self.convert(Image.fromarray(image))
+
+    def convert(self, picture: Image.Image) -> NDArray[np.uint8]:
         from PIL import Image, ImageOps
 
         picture = ImageOps.exif_transpose(picture)
@@ -59,20 +67,20 @@ class Look:
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        grey = picture.convert("L" if self.channels == 1 else "RGB")  # 1-bit ones would resize to nearest
+        full = picture.convert("L" if self.channels == 1 else "RGB")  # before resizing: 1-bit ones resize to nearest
         side, how = (self.size, self.size), Image.Resampling[self.resize.upper()]
         if self.fit == "crop":
-            grey = ImageOps.fit(grey, side, how)
+            full = ImageOps.fit(full, side, how)
         elif self.fit == "pad":
-            grey = ImageOps.pad(grey, side, how)
+            full = ImageOps.pad(full, side, how)
         else:
-            grey = grey if grey.size == side else grey.resize(side, how)
-        pixels = np.asarray(grey, dtype=np.uint8)
+            full = full if full.size == side else full.resize(side, how)
+        pixels = np.asarray(full, dtype=np.uint8)
         return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def in_order(jobs: Iterable[T], work: Callable[[T], NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    """work(job) of every job, in order, on all cores: Pillow decodes outside Python's lock."""
+def map_in_order(jobs: Iterable[Job], work: Callable[[Job], NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """work(job) of every job, in order, in threads on all cores: Pillow decodes without holding Python's lock."""
     waiting: deque[Future[NDArray[np.uint8]]] = deque()
     queue = iter(jobs)
     with ThreadPoolExecutor(os.cpu_count()) as workers:

@@ -1,26 +1,20 @@
-"""DTD: 47 textures named by an adjective, by 120 images (Cimpoi, Maji, Kokkinos, Mohamed, Vedaldi 2014)."""
+"""DTD: 47 textures that are described by an adjective (Cimpoi, Maji, Kokkinos, Mohamed, Vedaldi 2014)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from metarun.data.fetch.editions import ColourPictures, Edition, Facts, home, obtain, tarred
+from metarun.data.fetch.editions import Edition, Facts, archive_or_folder, data_folder, fetch_edition
 from metarun.data.read import tar_archive
-from metarun.data.read.images import Look
+from metarun.data.sources.packed_source import ColourPictures
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import digest, packed
-from metarun.data.store.pool import Pool
-
-if TYPE_CHECKING:  # types.py imports torch
-    pass
-
-RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
+from metarun.data.store.pool import Say
 
 
 @dataclass(frozen=True)
 class Dtd(ColourPictures):
+    recipe: ClassVar[int] = 1
     folder_name: ClassVar[str] = "dtd"
     facts: ClassVar[Facts] = Facts(
         "for research purposes, says its page", 5_640, 600, "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
@@ -31,25 +25,20 @@ class Dtd(ColourPictures):
     images: int
 
     def editions(self) -> tuple[Edition, ...]:
-        return tarred(self.mirrors, "dtd-r1.0.1.tar.gz", self.md5, "dtd")
+        return archive_or_folder(self.mirrors, "dtd-r1.0.1.tar.gz", self.md5, "dtd")
 
-    def load(self, say: Callable[[str], None]) -> Pool:
-        key = digest(RECIPE, self.md5, self.classes, self.images, self.size, self.resize, self.fit)
-        pack = packed(f"dtd-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.duplicates, say)
-
-    def _contents(self, say: Callable[[str], None]) -> Contents:
-        path = home(self) / obtain(self, say).files[0].path
-        names = tar_archive.names_in(path, _is_image, say)
-        classes = tar_archive.classified(names, lambda name: name.split("/")[-2])
-        tar_archive.counted(path, classes, self.classes, self.images)
-        look = Look(self.size, 3, self.resize, self.fit)
-        return tar_archive.contents(
-            path, classes, self.size, lambda name, content: look.of(content, f"{path}: {name}"), say
+    def contents(self, say: Say) -> Contents:
+        path = data_folder(self) / fetch_edition(self, say).files[0].path
+        names = tar_archive.file_names(path, _is_image, say)
+        classes = tar_archive.files_by_class(names, lambda name: name.split("/")[-2])
+        tar_archive.check_counts(path, classes, self.classes, self.images)
+        decoder = self.decoder
+        return tar_archive.picture_contents(
+            path, classes, self.size, lambda name, content: decoder.decode(content, f"{path}: {name}"), say
         )
 
 
 def _is_image(name: str) -> bool:
-    """dtd/images/CLASS/NAME.jpg; a file .directory lies among them."""
+    """Whether a file is dtd/images/CLASS/NAME.jpg; some folders also hold a file .directory."""
     parts = name.split("/")
     return len(parts) == 4 and parts[:2] == ["dtd", "images"] and parts[3].endswith(".jpg") and parts[3][0] != "."

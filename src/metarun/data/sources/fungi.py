@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, home, obtain
+from metarun.data.fetch.editions import Edition, Facts, PublishedFile, data_folder, fetch_edition, mirror_urls
 from metarun.data.read import tar_archive
-from metarun.data.read.images import Look
+from metarun.data.sources.packed_source import ColourPictures
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import digest, packed
-from metarun.data.store.pool import DataError, Pool, Say
+from metarun.data.store.pool import DataError, Say
 
-if TYPE_CHECKING:  # types.py imports torch
-    pass
-
-RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
-IMAGES, LABELS = "fungi_train_val.tgz", "train_val_annotations.tgz"
-PARTS = ("train.json", "val.json")
+IMAGE_ARCHIVE, ANNOTATION_ARCHIVE = "fungi_train_val.tgz", "train_val_annotations.tgz"
+ANNOTATION_FILES = ("train.json", "val.json")
 
 
 @dataclass(frozen=True)
 class Fungi(ColourPictures):
+    recipe: ClassVar[int] = 1
     folder_name: ClassVar[str] = "fungi"
     facts: ClassVar[Facts] = Facts(
         "the competition's terms: non-commercial research and education, no passing on of the images",
@@ -39,56 +34,55 @@ class Fungi(ColourPictures):
     images: int
 
     def editions(self) -> tuple[Edition, ...]:
-        images, labels = ((IMAGES, self.images_md5), (LABELS, self.labels_md5))
-        packages = tuple(File(name, at(self.mirrors, name), md5) for name, md5 in (images, labels))
-        return Edition("archives", packages), Edition("unpacked", (File("images/"), *map(File, PARTS)))
+        sums = {IMAGE_ARCHIVE: self.images_md5, ANNOTATION_ARCHIVE: self.labels_md5}
+        archives = tuple(PublishedFile(name, mirror_urls(self.mirrors, name), md5) for name, md5 in sums.items())
+        unpacked = (PublishedFile("images/"), *map(PublishedFile, ANNOTATION_FILES))
+        return Edition("archives", archives), Edition("unpacked", unpacked)
 
-    def load(self, say: Callable[[str], None]) -> Pool:
-        data = (self.images_md5, self.labels_md5, self.classes, self.images)
-        key = digest(RECIPE, *data, self.size, self.resize, self.fit)
-        pack = packed(f"fungi-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.duplicates, say)
-
-    def _contents(self, say: Callable[[str], None]) -> Contents:
-        edition = obtain(self, say)
-        path, labels = (home(self) / file.path for file in edition.files[:2])
-        category = _categories(labels, say)
-        classes = tar_archive.classified(category, category.__getitem__)
-        tar_archive.counted(labels, classes, self.classes, self.images)
-        look = Look(self.size, 3, self.resize, self.fit)
-        return tar_archive.contents(
-            path, classes, self.size, lambda name, content: look.of(content, f"{path}: {name}"), say
+    def contents(self, say: Say) -> Contents:
+        edition = fetch_edition(self, say)
+        path, annotations = (data_folder(self) / file.path for file in edition.files[:2])
+        category_of = _categories(annotations, say)
+        classes = tar_archive.files_by_class(category_of, category_of.__getitem__)
+        tar_archive.check_counts(annotations, classes, self.classes, self.images)
+        decoder = self.decoder
+        return tar_archive.picture_contents(
+            path, classes, self.size, lambda name, content: decoder.decode(content, f"{path}: {name}"), say
         )
 
 
-def _categories(labels: Path, say: Say) -> dict[str, str]:
-    """Each image's class, named by number and species: two species have two classes each."""
-    packed_labels = labels.suffix == ".tgz"
-    texts = (
-        tar_archive.texts_in(labels, PARTS, say) if packed_labels else [_text(labels.parent / part) for part in PARTS]
-    )
+def _categories(annotations: Path, say: Say) -> dict[str, str]:
+    """The class of each image, as number and species: two species have two classes each."""
+    if annotations.suffix == ".tgz":
+        texts = tar_archive.read_texts(annotations, ANNOTATION_FILES, say)
+    else:
+        texts = [_annotation_text(annotations.parent / name) for name in ANNOTATION_FILES]
     found: dict[str, str] = {}
-    for part, text in zip(PARTS, texts, strict=True):
+    for file, text in zip(ANNOTATION_FILES, texts, strict=True):
         try:
-            about = json.loads(text)
-            names = {each["id"]: f"{each['id']:04d}.{each['name'].strip()}" for each in about["categories"]}
-            files = {each["id"]: each["file_name"].removeprefix("./") for each in about["images"]}
-            of = {files[each["image_id"]]: names[each["category_id"]] for each in about["annotations"]}
+            record = json.loads(text)
+            names = {each["id"]: f"{each['id']:04d}.{each['name'].strip()}" for each in record["categories"]}
+            files = {each["id"]: each["file_name"].removeprefix("./") for each in record["images"]}
+            category_of = {files[each["image_id"]]: names[each["category_id"]] for each in record["annotations"]}
         except (ValueError, LookupError, TypeError, AttributeError) as problem:
-            told = f"{part} is not the published one ({type(problem).__name__}: {problem})"
-            raise DataError(f"{labels}: {told}; put the published annotations there") from problem
-        if not len(of) == len(about["images"]) == len(about["annotations"]):
-            told = f"{part} has {len(about['images'])} images and {len(about['annotations'])} annotations"
-            raise DataError(f"{labels}: {told}, of {len(of)} different files; put the published annotations there")
-        if not found.keys().isdisjoint(of):
+            reason = f"{file} is not the published one ({type(problem).__name__}: {problem})"
+            raise DataError(f"{annotations}: {reason}; put the published annotations there") from problem
+        if not len(category_of) == len(record["images"]) == len(record["annotations"]):
+            counts = f"{len(record['images'])} images and {len(record['annotations'])} annotations"
             raise DataError(
-                f"{labels}: {' and '.join(PARTS)} name the same images; put the published annotations there"
+                f"{annotations}: {file} has {counts}, of {len(category_of)} different files; "
+                "put the published annotations there"
             )
-        found |= of
+        if not found.keys().isdisjoint(category_of):
+            raise DataError(
+                f"{annotations}: {' and '.join(ANNOTATION_FILES)} name the same images; "
+                "put the published annotations there"
+            )
+        found |= category_of
     return found
 
 
-def _text(path: Path) -> str:
+def _annotation_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as problem:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from metarun.data.sources.source import Source
+
 if TYPE_CHECKING:  # data sets are listed without torch
     from metarun.types import Kind, Split
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Source):
     """Names of the data sets of each split. Images of all of them are brought to one size and number of channels."""
 
     kind: ClassVar[Kind] = "classes"

@@ -1,4 +1,4 @@
-"""Strokes to anti-aliased images, with + - * / and sqrt only: IEEE 754 rounds these in one way, on every machine."""
+"""Draws strokes as anti-aliased images with + - * / and sqrt only, which IEEE 754 rounds alike on every machine."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 JOINTS = 7  # of a stroke
-SPACING = 0.7  # pixels between the points a stroke is drawn with
-STAMP = 4  # pixels: a point's ink stays within 2 pixels of it, so a pen's radius within 1.5
-EDGE = 2.0  # pixels between an image's border and the middle of any stroke, so that no ink is cut off
+SPACING = 0.7  # pixels between the points of a stroke
+STAMP = 4  # pixels: the side of a dot's square; its ink stays within 2 pixels, so a pen's radius is at most 1.5
+EDGE = 2.0  # pixels between the border of an image and the middle of any stroke, so that no ink is cut off
 
 
 class Strokes(NamedTuple):
-    """The strokes of some characters, as joints in the box from -1 to 1, y downwards."""
+    """The strokes of several characters, as joints in the box from -1 to 1, y downwards."""
 
-    joints: Floats  # [strokes, JOINTS, 2], at equal distances in a stroke
-    owner: Ints  # [strokes] number of the character, ascending
-
-
-class Beads(NamedTuple):
-    """Where along which stroke points are set."""
-
-    stroke: Ints  # [points]
-    segment: Ints  # [points] number of the joint before it
-    u: Floats  # [points] way from there to the next joint, 0 to 1
+    joints: Floats  # [strokes, JOINTS, 2], at equal distances along a stroke
+    owner: Ints  # [strokes] number of the character that a stroke belongs to, ascending
 
 
-def string(strokes: Strokes, half: float) -> Beads:
+class StrokePoints(NamedTuple):
+    """The points that strokes are drawn with, by their place along a stroke."""
+
+    stroke: Ints  # [points] number of the stroke
+    segment: Ints  # [points] number of the joint before the point
+    u: Floats  # [points] position between that joint and the next, 0 to 1
+
+
+def points_along(strokes: Strokes, half: float) -> StrokePoints:
     """Points about SPACING pixels apart, for characters that reach `half` pixels from their middle."""
     step = strokes.joints[:, 1] - strokes.joints[:, 0]
     length = np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1])
@@ -40,25 +40,26 @@ def string(strokes: Strokes, half: float) -> Beads:
     stroke = np.repeat(np.arange(len(counts)), counts)
     spot = (np.arange(len(stroke)) - (np.cumsum(counts) - counts)[stroke]) / per_step[stroke]
     segment = np.minimum(spot.astype(np.int64), JOINTS - 2)
-    return Beads(stroke, segment, spot - segment)
+    return StrokePoints(stroke, segment, spot - segment)
 
 
-def curve(joints: Floats, beads: Beads) -> Floats:
+def spline_points(joints: Floats, points: StrokePoints) -> Floats:
     """Points [.., points, 2] on the Catmull-Rom splines through joints [.., strokes, JOINTS, 2]."""
     before = 2.0 * joints[..., :1, :] - joints[..., 1:2, :]
     after = 2.0 * joints[..., -1:, :] - joints[..., -2:-1, :]
     padded = np.concatenate([before, joints, after], axis=-2)
-    p0, p1, p2, p3 = (padded[..., beads.stroke, beads.segment + shift, :] for shift in range(4))
-    u = beads.u[:, None]
+    p0, p1, p2, p3 = (padded[..., points.stroke, points.segment + shift, :] for shift in range(4))
+    u = points.u[:, None]
     square = 2.0 * p0 - 5.0 * p1 + 4.0 * p2 - p3
     result: Floats = p1 + u * 0.5 * (p2 - p0 + u * (square + u * (p3 - p0 + 3.0 * (p1 - p2))))
     return result
 
 
-def place(spots: Floats, counts: Ints, shift: Floats, size: int) -> Floats:
-    """Spots [people, points, 2], runs of `counts` to a character, moved to the middle of the image and on by `shift`.
+def place_characters(spots: Floats, counts: Ints, shift: Floats, size: int) -> Floats:
+    """Moves each character to the middle of its image and on by `shift`, all in pixels.
 
-    No character leaves the image: what is too large is shrunk, what is shifted too far stops at the edge.
+    `spots` [people, points, 2] has the points of one character after the other, `counts` of them for each. No character
+    leaves the image: one that is too large is shrunk, and one that is shifted too far stops at the edge.
     """
     starts = np.cumsum(counts) - counts
     low, high = np.minimum.reduceat(spots, starts, axis=1), np.maximum.reduceat(spots, starts, axis=1)
@@ -72,8 +73,8 @@ def place(spots: Floats, counts: Ints, shift: Floats, size: int) -> Floats:
     return result
 
 
-def ink(spots: Floats, image: Ints, radius: Floats, images: int, size: int) -> NDArray[np.uint8]:
-    """[images, size, size] with round dots at spots [.., 2] in pixels; 255 is full ink, twice over too."""
+def draw_dots(spots: Floats, image: Ints, radius: Floats, images: int, size: int) -> NDArray[np.uint8]:
+    """Images [images, size, size] with a round dot at each of `spots` [.., 2]; ink is 255, also where dots overlap."""
     spots = spots.reshape(-1, 2)
     corner = np.floor(spots)
     assert corner.min() >= 1, f"ink at {corner.min()}, left of or above the image"

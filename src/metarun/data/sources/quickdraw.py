@@ -2,108 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.fetch.editions import Edition, Facts, File, at, home, obtain
-from metarun.data.read.images import Filter, Look
+from metarun.data.fetch.editions import Edition, Facts, PublishedFile, data_folder, fetch_edition, mirror_urls
+from metarun.data.read.images import PictureDecoder
+from metarun.data.sources.packed_source import PublishedPictures
 from metarun.data.splits.class_list import class_list
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import Duplicates, digest, packed
-from metarun.data.store.pool import DataError, Pool
+from metarun.data.store.pool import DataError, Say
 
-if TYPE_CHECKING:  # types.py imports torch
-    from metarun.types import Kind, Split
-
-RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
-SIDE = 28  # pixels of a published drawing
-BLOCK = 4096  # drawings read at a time
+DRAWING_SIDE = 28  # pixels of a published drawing
+DRAWINGS_AT_ONCE = 4096  # read at a time
 
 
 @dataclass(frozen=True)
-class Quickdraw:
-    kind: ClassVar[Kind] = "classes"
-    places: ClassVar[tuple[str, ...]] = ("root", "mirrors")
+class Quickdraw(PublishedPictures):
+    recipe: ClassVar[int] = 1
     folder_name: ClassVar[str] = "quickdraw"
     facts: ClassVar[Facts] = Facts(
         "CC BY 4.0", 50_426_266, 39_500, "https://github.com/googlecreativelab/quickdraw-dataset"
     )
 
-    root: str | None
-    mirrors: tuple[str, ...]
-    per_class: int | None
-    size: int  # pixels
-    resize: Filter
-    duplicates: Duplicates
     mean: float
     std: float
-    rotations: Literal["none", "train", "all"]
+    per_class: int | None
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size}: use 1 pixel or more")
+        super().__post_init__()
         if self.per_class is not None and self.per_class < 1:
             raise ValueError(f"per_class={self.per_class}: take 1 drawing or more of each class, or null for all")
 
-    def counts(self) -> dict[Split, int]:
-        return {split: len(names) for split, names in class_list("quickdraw").items()}
-
     def editions(self) -> tuple[Edition, ...]:
-        files = (File(f"{name}.npy", at(self.mirrors, quote(f"{name}.npy"))) for name in _names())
+        files = (
+            PublishedFile(f"{name}.npy", mirror_urls(self.mirrors, quote(f"{name}.npy"))) for name in _class_names()
+        )
         return (Edition("one file for each class", tuple(files)),)
 
-    def load(self, say: Callable[[str], None]) -> Pool:
-        key = digest(RECIPE, self.per_class, self.size, self.resize)
-        pack = packed(f"quickdraw-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(class_list("quickdraw"), "the split of Meta-Dataset"), self.duplicates, say)
+    def contents(self, say: Say) -> Contents:
+        fetch_edition(self, say)
+        files = [data_folder(self) / f"{name}.npy" for name in _class_names()]
+        counts = tuple(self._num_drawings(file) for file in files)
+        shape, rows = (1, self.size, self.size), self._rows(files, counts)
+        return Contents(_class_names(), counts, shape, rows, compared=self.per_class is not None)
 
-    def _contents(self, say: Callable[[str], None]) -> Contents:
-        obtain(self, say)
-        files = [home(self) / f"{name}.npy" for name in _names()]
-        counts = tuple(self._taken(file) for file in files)
-        return Contents(
-            _names(), counts, (1, self.size, self.size), self._rows(files, counts), compared=self.per_class is not None
-        )
-
-    def _taken(self, file: Path) -> int:
+    def _num_drawings(self, file: Path) -> int:
         there = len(_drawings(file))
         wanted = there if self.per_class is None else self.per_class
         if not 0 < wanted <= there:
-            told = f"{file} has {there} drawings, not {max(wanted, 1)}"
-            raise DataError(f"{told}; set data.per_class lower, or put the published file there")
+            raise DataError(
+                f"{file} has {there} drawings, not {max(wanted, 1)}; set data.per_class lower, "
+                "or put the published file there"
+            )
         return wanted
 
     def _rows(self, files: Sequence[Path], counts: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         for file, count in zip(files, counts, strict=True):
             drawings = _drawings(file)
-            for start in range(0, count, BLOCK):
-                yield self._sized(drawings[start : min(start + BLOCK, count)].reshape(-1, SIDE, SIDE))
+            for start in range(0, count, DRAWINGS_AT_ONCE):
+                block = drawings[start : min(start + DRAWINGS_AT_ONCE, count)]
+                yield self._resized(block.reshape(-1, DRAWING_SIDE, DRAWING_SIDE))
 
-    def _sized(self, drawings_NHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self.size == SIDE:
+    def _resized(self, drawings_NHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.size == DRAWING_SIDE:
             return drawings_NHW[:, None]
-        from PIL import Image  # late: a warm start reads no picture
-
-        look = Look(self.size, 1, self.resize)
-        return np.stack([look.shaped(Image.fromarray(np.array(drawing))) for drawing in drawings_NHW])
+        decoder = PictureDecoder(self.size, 1, self.resize)
+        return np.stack([decoder.convert_array(np.array(drawing)) for drawing in drawings_NHW])
 
 
-def _names() -> tuple[str, ...]:
+def _class_names() -> tuple[str, ...]:
     return tuple(sorted(name for names in class_list("quickdraw").values() for name in names))
 
 
 def _drawings(file: Path) -> NDArray[np.uint8]:
-    """uint8 [drawings, 784], ink 255 on 0; mapped, and anything that could be executed is refused."""
+    """uint8 [drawings, 784], ink 255 on 0, mapped into memory; a file with Python objects is refused."""
     try:
         found: NDArray[np.uint8] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as problem:
         raise DataError(f"{file} cannot be read as drawings ({problem}); put the published file there") from problem
-    if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.shape[1:] != (SIDE * SIDE,):
-        raise DataError(f"{file} is not of 8-bit drawings of {SIDE} x {SIDE} pixels; put the published file there")
+    side = DRAWING_SIDE
+    if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.shape[1:] != (side * side,):
+        raise DataError(f"{file} is not of 8-bit drawings of {side} x {side} pixels; put the published file there")
     return found

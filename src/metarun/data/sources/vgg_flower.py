@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.fetch.editions import ColourPictures, Edition, Facts, File, at, home, obtain
+from metarun.data.fetch.editions import Edition, Facts, PublishedFile, data_folder, fetch_edition, mirror_urls
 from metarun.data.read import tar_archive
-from metarun.data.read.images import Look
+from metarun.data.sources.packed_source import ColourPictures
 from metarun.data.store.contents import Contents
-from metarun.data.store.pack import digest, packed
-from metarun.data.store.pool import DataError, Pool
+from metarun.data.store.pool import DataError, Say
 
-if TYPE_CHECKING:  # types.py imports torch
-    pass
-
-RECIPE = 1  # raise it with every change of how images are packed: it names the cached file
-IMAGES, LABELS = "102flowers.tgz", "imagelabels.mat"
+FLOWER_ARCHIVE, FLOWER_LABELS = "102flowers.tgz", "imagelabels.mat"
 
 # MATLAB's MAT-file format, version 5
-HEADER, TAG = 128, 8  # bytes
-MATRIX, COMPRESSED = 14, 15
-NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+MAT_HEADER, MAT_TAG = 128, 8  # bytes
+MAT_MATRIX, MAT_COMPRESSED = 14, 15  # types of elements
+MAT_DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 
 
 @dataclass(frozen=True)
 class VggFlower(ColourPictures):
+    recipe: ClassVar[int] = 1
     folder_name: ClassVar[str] = "vgg_flower"
     facts: ClassVar[Facts] = Facts("not stated", 8_189, 345, "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/")
 
@@ -42,38 +38,30 @@ class VggFlower(ColourPictures):
     images: int
 
     def editions(self) -> tuple[Edition, ...]:
-        labels = File(LABELS, at(self.mirrors, LABELS), self.labels_md5)
-        return (
-            Edition("archive", (File(IMAGES, at(self.mirrors, IMAGES), self.images_md5), labels)),
-            Edition("unpacked", (File("jpg/"), labels)),
-        )
+        images = PublishedFile(FLOWER_ARCHIVE, mirror_urls(self.mirrors, FLOWER_ARCHIVE), self.images_md5)
+        labels = PublishedFile(FLOWER_LABELS, mirror_urls(self.mirrors, FLOWER_LABELS), self.labels_md5)
+        return Edition("archive", (images, labels)), Edition("unpacked", (PublishedFile("jpg/"), labels))
 
-    def load(self, say: Callable[[str], None]) -> Pool:
-        data = (self.images_md5, self.labels_md5, self.classes, self.images)
-        key = digest(RECIPE, *data, self.size, self.resize, self.fit)
-        pack = packed(f"vgg_flower-{key}", lambda: self._contents(say), say)
-        return pack.pool(pack.numbers(self.lists(), "the split of Meta-Dataset"), self.duplicates, say)
-
-    def _contents(self, say: Callable[[str], None]) -> Contents:
-        path = home(self) / obtain(self, say).files[0].path
-        labels = mat_vector(home(self) / LABELS, "labels")
-        label = {f"jpg/image_{number:05d}.jpg": f"{int(found):03d}" for number, found in enumerate(labels, start=1)}
-        classes = tar_archive.classified(label, label.__getitem__)
-        tar_archive.counted(home(self) / LABELS, classes, self.classes, self.images)
-        look = Look(self.size, 3, self.resize, self.fit)
-        return tar_archive.contents(
-            path, classes, self.size, lambda name, content: look.of(content, f"{path}: {name}"), say
+    def contents(self, say: Say) -> Contents:
+        path = data_folder(self) / fetch_edition(self, say).files[0].path
+        labels = mat_vector(data_folder(self) / FLOWER_LABELS, "labels")
+        class_of = {f"jpg/image_{number:05d}.jpg": f"{int(label):03d}" for number, label in enumerate(labels, start=1)}
+        classes = tar_archive.files_by_class(class_of, class_of.__getitem__)
+        tar_archive.check_counts(data_folder(self) / FLOWER_LABELS, classes, self.classes, self.images)
+        decoder = self.decoder
+        return tar_archive.picture_contents(
+            path, classes, self.size, lambda name, content: decoder.decode(content, f"{path}: {name}"), say
         )
 
 
 def mat_vector(path: Path, variable: str) -> NDArray[np.generic]:
-    """The numbers of one variable of a MAT-file of version 5, in the order in which they lie there."""
+    """The numbers of one variable of a MAT-file of version 5, in the order of the file."""
     try:
         content = path.read_bytes()
         if content[126:128] != b"IM":
             raise ValueError("not of version 5, little-endian")
-        for kind, part in _elements(content[HEADER:]):
-            if kind == MATRIX and (found := _numbers(part, variable)) is not None:
+        for kind, element in _mat_elements(content[MAT_HEADER:]):
+            if kind == MAT_MATRIX and (found := _mat_numbers(element, variable)) is not None:
                 return found
         raise ValueError(f"no variable {variable}")
     except (OSError, ValueError, KeyError, zlib.error, struct.error) as problem:
@@ -82,29 +70,32 @@ def mat_vector(path: Path, variable: str) -> NDArray[np.generic]:
         ) from problem
 
 
-def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and bytes of each element; four bytes or fewer lie in the tag itself."""
+def _mat_elements(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and bytes of each element. An element of four bytes or fewer lies in its tag."""
     while content:
         kind, length = struct.unpack_from("<II", content)
         if kind >> 16:
             yield kind & 0xFFFF, content[4 : 4 + (kind >> 16)]
-            content = content[TAG:]
-        elif kind == COMPRESSED:
-            yield from _elements(zlib.decompress(content[TAG : TAG + length]))
-            content = content[TAG + length :]
+            content = content[MAT_TAG:]
+        elif kind == MAT_COMPRESSED:
+            yield from _mat_elements(zlib.decompress(content[MAT_TAG : MAT_TAG + length]))
+            content = content[MAT_TAG + length :]
         else:
-            if TAG + length > len(content):
-                raise ValueError(f"ends {TAG + length - len(content)} bytes too early")
-            yield kind, content[TAG : TAG + length]
-            content = content[TAG + length + -length % 8 :]
+            if MAT_TAG + length > len(content):
+                raise ValueError(f"ends {MAT_TAG + length - len(content)} bytes too early")
+            yield kind, content[MAT_TAG : MAT_TAG + length]
+            content = content[MAT_TAG + length + -length % 8 :]
 
 
-def _numbers(content: bytes, variable: str) -> NDArray[np.generic] | None:
-    """Of a matrix, which is its flags, sizes, name and numbers; these may be stored smaller than they are."""
-    _, (_, sizes), (_, name), (kind, numbers), *_ = _elements(content)
+def _mat_numbers(content: bytes, variable: str) -> NDArray[np.generic] | None:
+    """The numbers of a matrix (flags, sizes, name, numbers); None if it has another name.
+
+    MATLAB stores numbers in a smaller type than the matrix has, where they fit.
+    """
+    _, (_, sizes), (_, name), (kind, numbers), *_ = _mat_elements(content)
     if name != variable.encode():
         return None
-    found = np.frombuffer(numbers, np.dtype(f"<{NUMBERS[kind]}"))
+    found = np.frombuffer(numbers, np.dtype(f"<{MAT_DTYPES[kind]}"))
     if found.size != np.frombuffer(sizes, "<i4").prod():
         raise ValueError(f"{found.size} numbers")
     return found

@@ -1,4 +1,4 @@
-"""What is to be packed: the items of a data set, one after the other, counted, checked and compared as they pass."""
+"""What is packed: the items of a data set in order, counted, checked and compared while they are written."""
 
 from __future__ import annotations
 
@@ -6,85 +6,80 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from metarun.data.store.pool import Say
+from metarun.data.store.pool import Items, Say
 
-SPEAK_EVERY_S = 2.0
+PROGRESS_EVERY_S = 2.0  # between two lines of progress
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is to be packed. `rows` yields the items in order, class after class, each alone or several at a time."""
+    """Names of classes and their items. `rows` yields the items class after class, one or several at a time."""
 
     names: tuple[str, ...]
     counts: tuple[int, ...]  # items of each class
     item: tuple[int, ...]  # (C, H, W) of uint8 images, (D,) of float32 features
-    rows: Iterator[NDArray[Any]]
+    rows: Iterator[Items]
     groups: tuple[str, ...] = ()
-    compared: bool = True  # False: so many items that remembering each would take more memory than there is
+    compared: bool = True  # False: too many items to remember a digest of each, so duplicates are not looked for
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8 if len(self.item) == 3 else np.float32)
+    def dtype(self) -> np.dtype[np.uint8 | np.float32]:
+        return np.dtype(np.uint8) if len(self.item) == 3 else np.dtype(np.float32)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (sum(self.counts), *self.item)
 
 
-class Twin(NamedTuple):
-    """An item that two classes have alike."""
+class Duplicate(NamedTuple):
+    """An item that two classes have in common."""
 
-    first: int  # class numbers
-    second: int
-    row: int  # of the later one
-
-
-class Rows:
-    """A data set's items in blocks, counted and checked as they pass."""
-
-    def __init__(self, contents: Contents, key: str, say: Say) -> None:
-        self.contents, self.key, self.say = contents, key, say
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        item, total, done = self.contents.item, sum(self.contents.counts), 0
-        due = time.monotonic() + SPEAK_EVERY_S
-        for block in self.contents.rows:
-            block = block if block.ndim > len(item) else block[None]
-            assert block.shape[1:] == item, f"items of {block.shape[1:]}, not {item}"
-            assert block.dtype == self.contents.dtype, f"{block.dtype}, not {self.contents.dtype}"
-            done += len(block)
-            yield np.ascontiguousarray(block)
-            if time.monotonic() > due:
-                self.say(f"{self.key.rpartition('-')[0]}: {done} of {total} items packed (once; kept for later runs)")
-                due = time.monotonic() + SPEAK_EVERY_S
-        assert done == total, f"{done} items, not {total}"
+    first: int  # number of the earlier class
+    second: int  # number of the later class
+    row: int  # of the item in the later class
 
 
-class Twins:
-    """Finds items that two classes share, by their bytes."""
+def checked_blocks(contents: Contents, key: str, say: Say) -> Iterator[Items]:
+    """The items in blocks [n, *item]; a wrong shape, type or number of them fails, and progress is said."""
+    item, total, done = contents.item, sum(contents.counts), 0
+    due = time.monotonic() + PROGRESS_EVERY_S
+    for rows in contents.rows:
+        block = rows if rows.ndim > len(item) else rows[None]
+        assert block.shape[1:] == item, f"items of {block.shape[1:]}, not {item}"
+        assert block.dtype == contents.dtype, f"{block.dtype}, not {contents.dtype}"
+        done += len(block)
+        yield np.ascontiguousarray(block)
+        if time.monotonic() > due:
+            say(f"{key.rpartition('-')[0]}: {done} of {total} items packed (once; kept for later runs)")
+            due = time.monotonic() + PROGRESS_EVERY_S
+    assert done == total, f"{done} items, not {total}"
+
+
+class DuplicateFinder:
+    """Finds items that two classes have in common by a digest of their bytes."""
 
     def __init__(self, contents: Contents) -> None:
-        self.owner = np.repeat(np.arange(len(contents.counts)), contents.counts)
-        self.compared = contents.compared
-        self.owners: dict[bytes, tuple[int, ...]] = {}
-        self.row = 0
-        self._found: dict[tuple[int, int], Twin] = {}
+        self._class_of_row = np.repeat(np.arange(len(contents.counts)), contents.counts)
+        self._compared = contents.compared
+        self._classes_with: dict[bytes, tuple[int, ...]] = {}  # digest of an item -> the classes that have it
+        self._row = 0
+        self._found: dict[tuple[int, int], Duplicate] = {}
 
-    def seen(self, block: NDArray[Any]) -> NDArray[Any]:
-        for item in block if self.compared else ():
+    def add(self, block: Items) -> None:
+        """The next items, in the order in which they are packed."""
+        for item in block if self._compared else ():
             name = hashlib.blake2b(item.tobytes(), digest_size=10).digest()
-            here, before = int(self.owner[self.row]), self.owners.get(name, ())
+            here, before = int(self._class_of_row[self._row]), self._classes_with.get(name, ())
             if here not in before:
-                self.owners[name] = (*before, here)
-                self._found |= {(other, here): Twin(other, here, self.row) for other in before}
-            self.row += 1
-        return block
+                self._classes_with[name] = (*before, here)
+                self._found |= {(other, here): Duplicate(other, here, self._row) for other in before}
+            self._row += 1
 
     @property
-    def found(self) -> tuple[Twin, ...]:
+    def found(self) -> tuple[Duplicate, ...]:
+        """One for each pair of classes."""
         return tuple(self._found.values())

@@ -1,11 +1,11 @@
-"""All items of a data set in one array, row after row, class after class, and which classes belong to which split."""
+"""A data set in memory: all items in one array, class after class, and the classes of each split."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,33 +13,33 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # types.py imports torch, which no data source needs
     from metarun.types import Split
 
-Say = Callable[[str], None]
-Splits = Mapping["Split", tuple[int, ...]]
+Say = Callable[[str], None]  # shows the user one line
+Splits = Mapping["Split", tuple[int, ...]]  # class numbers of each split
+Items = NDArray[np.uint8 | np.float32]  # uint8 images [rows, C, H, W], or float32 features [rows, D]
 
 
 class DataError(Exception):
-    """A problem with data that its user can solve, told in one line."""
+    """A problem with data that the user can solve, in one line that says how."""
 
 
 class Pool(NamedTuple):
-    """Items by class. `items` may be a read-only memory map; build one with `make_pool`, which checks it."""
+    """Items by class. `items` may be a read-only memory map. `make_pool` builds a Pool and checks it."""
 
-    items: NDArray[Any]  # uint8 images [rows, C, H, W], or float32 features [rows, D]
+    items: Items
     bounds: NDArray[np.int64]  # [classes + 1]: class c has rows bounds[c] to bounds[c + 1] - 1
     names: tuple[str, ...]  # "alphabet03/character07"
     groups: tuple[str, ...]  # of each class: its alphabet, its superclass; all "" where there are none
     splits: dict[Split, tuple[int, ...]]  # class numbers
 
-    def of(self, number: int) -> NDArray[Any]:
+    def items_of(self, number: int) -> Items:
         """All items of one class."""
-        found: NDArray[Any] = self.items[self.bounds[number] : self.bounds[number + 1]]
-        return found
+        return self.items[self.bounds[number] : self.bounds[number + 1]]
 
 
 def make_pool(
-    items: NDArray[Any], counts: tuple[int, ...], names: tuple[str, ...], splits: Splits, groups: tuple[str, ...] = ()
+    items: Items, counts: tuple[int, ...], names: tuple[str, ...], splits: Splits, groups: tuple[str, ...] = ()
 ) -> Pool:
-    """`counts`: items of each class, which lie one class after the other."""
+    """`counts`: the number of items of each class; classes lie one after the other."""
     assert items.dtype in (np.uint8, np.float32), f"{items.dtype}, not uint8 or float32"
     assert items.ndim == (4 if items.dtype == np.uint8 else 2), f"{items.dtype} {items.shape}"
     assert sum(counts) == len(items), f"{sum(counts)} items counted, {len(items)} there"
@@ -54,7 +54,7 @@ def make_pool(
 
 
 def cache_root() -> Path:
-    """What was computed or downloaded once lies here; safe to delete."""
+    """The folder of everything that was computed or downloaded once; safe to delete."""
     chosen = os.environ.get("METARUN_CACHE")
     if chosen:
         return Path(chosen).expanduser()

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from metarun.data.sources.source import Rotations
 from metarun.data.store.pool import Pool, Say
 from metarun.errors import ConfigError
 from metarun.types import Episode, Kind, Split
@@ -166,10 +167,6 @@ class ClassificationData(TaskData, Protocol):
     def as_pixels(self, x: Tensor) -> Tensor | None:
         """Network inputs back to uint8 images; None if they are features."""
         ...
-
-
-Rotations = Literal["none", "train", "all"]
-"""Splits in which every class gets three more classes: its images turned by 90, 180 and 270 degrees."""
 
 
 @runtime_checkable

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from metarun.data.sources.mixture import Mixture
 from metarun.data.splits import SPLITS
-from metarun.data.store.pack import advise
-from metarun.data.store.pool import DataError, Pool, Say
+from metarun.data.store.pack import advise_random_access
+from metarun.data.store.pool import DataError, Items, Pool, Say
 from metarun.data.tasks.augment import Augment
 from metarun.data.tasks.contracts import (
     ClassificationData,
@@ -150,7 +150,7 @@ def _rows_on(device: torch.device, items: NDArray[np.generic]) -> Tensor:
     view = items.view()
     if isinstance(items, np.memmap) and items.mode == "r":
         view = np.memmap(str(items.filename), items.dtype, "c", items.offset, items.shape)  # torch wants it writable
-        advise(view)
+        advise_random_access(view)
     elif not view.flags.writeable:
         view = view.copy()
     host = torch.from_numpy(view)
@@ -169,7 +169,7 @@ def _mean_and_std(source: ClassSource, pool: Pool) -> tuple[Tensor, Tensor]:
         return mean.broadcast_to(width)[:, None, None], std.broadcast_to(width)[:, None, None]
     if not isinstance(source, FeatureSource) or source.standardise == "none":
         return torch.zeros(width, dtype=torch.float64), torch.ones(width, dtype=torch.float64)
-    blocks = [block for number in pool.splits["train"] for block in _blocks(pool.of(number))]
+    blocks = [block for number in pool.splits["train"] for block in _blocks(pool.items_of(number))]
     num_rows = sum(map(len, blocks))
     centre = sum((block.sum(0, dtype=np.float64) for block in blocks), np.zeros(width)) / num_rows
     squares = sum((np.square(block - centre).sum(0) for block in blocks), np.zeros(width))
@@ -177,5 +177,5 @@ def _mean_and_std(source: ClassSource, pool: Pool) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(centre), torch.from_numpy(np.where(spread > 0, spread, 1.0))  # a constant column stays 0
 
 
-def _blocks(rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+def _blocks(rows: Items) -> list[Items]:
     return [rows[start : start + STATISTICS_ROWS] for start in range(0, len(rows), STATISTICS_ROWS)]
