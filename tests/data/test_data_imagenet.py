@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.config.convert import build
+from metarun.config.convert import dataclass_from
 from metarun.data.read.images import PictureDecoder
 from metarun.data.sources.mini_imagenet import MiniImagenet
 from metarun.data.sources.tiered_imagenet import TieredImagenet, png_spans
@@ -177,7 +177,10 @@ def test_mini_imagenet_damaged(root: Path, caches: dict[str, bytes]) -> None:
         (b"<!DOCTYPE html>", "is no whole pickle"),
         (b"cos\nsystem\n(S'true'\ntR.", "os.system"),
         (pickle.dumps([1]), "has no image_data and no class_dict"),
-        (pickle.dumps({"image_data": NO_IMAGES, "class_dict": dict.fromkeys(LISTS["train"], 5)}), "is no list of whole numbers"),
+        (
+            pickle.dumps({"image_data": NO_IMAGES, "class_dict": dict.fromkeys(LISTS["train"], 5)}),
+            "is no list of whole numbers",
+        ),
         (pickle.dumps({"image_data": NO_IMAGES[0], "class_dict": {}}), r"uint8 \(84, 84, 3\)"),
         (
             pickle.dumps({**mini_maker.record(LISTS["train"], 2), "image_data": NO_IMAGES}),

@@ -69,7 +69,7 @@ class TieredImagenet(ColourPictures):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.classes) < 1:
-            raise ValueError(f"classes={list(self.classes)}: use 1 or more for each split; published are [351, 97, 160]")
+            raise ValueError(f"classes={list(self.classes)}: use 1 or more each; published are [351, 97, 160]")
 
     def counts(self) -> dict[Split, int]:
         return dict(zip(SPLITS, self.classes, strict=True))
