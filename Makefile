@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh "$(PYTHON)" $(UV_VERSION)
 	@touch $@
 
-run: $(STAMP)  ## train and test MAML on the built-in glyphs, two minutes (make run ARGS="algo=protonet" for another)
+run: $(STAMP)  ## train and test MAML on the built-in glyphs, one or two minutes (make run ARGS="algo=protonet" for another)
 	@echo "metarun $(ARGS)"
 	@$(BIN)/metarun $(ARGS)
 
@@ -28,8 +28,8 @@ test: $(STAMP)  ## the fast tests, five minutes on two cores (make test ARGS="te
 	@echo "The fast tests, in two processes: about five minutes on two cores"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-slow: $(STAMP)  ## the tests marked slow: compiling networks, long trainings; SLOW_TIME
-	@echo "The slow tests, in two processes: SLOW_TIME on two cores"
+slow: $(STAMP)  ## the tests marked slow (compiled networks, long trainings), several minutes more
+	@echo "The slow tests, in two processes: several minutes, most of them in the compiler"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 check: lint types test  ## lint, types and test: what must pass before a change lands

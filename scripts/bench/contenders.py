@@ -1,4 +1,4 @@
-"""Who is timed: metarun as it decides by itself, its engines one by one, and the peers."""
+"""The contenders: metarun with its automatic choice (auto), each of its engines, and the other libraries."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ PEERS: dict[str, Callable[[Job], peer_loops.MetaGradient]] = {
 MANY = "processes"
 LONG = ("adjoint", "adjoint compiled")  # for many inner steps
 LONG_WORKLOADS = ("W3-10steps",)
-RUN_STEPS = 60_000  # of the run that `auto` decides for: Finn 2017
+RUN_STEPS = 60_000  # `auto` chooses for a run of so many steps, as in Finn 2017
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A contender as it can be sent to another process."""
+    """A contender as plain values, so that it can be sent to another process."""
 
     name: str
-    words: tuple[str, ...]  # for metarun's
-    fields: Mapping[str, Any]  # of the engine, in place of what the words say
+    words: tuple[str, ...]  # overrides for metarun; empty for other libraries
+    fields: Mapping[str, Any]  # fields of the engine that replace those of the overrides
     processes: int
 
-    def told(self) -> dict[str, Any]:
+    def auto_choice(self) -> dict[str, Any]:
         return {"chosen": {**self.fields, "processes": self.processes}} if self.name == AUTO else {}
 
 
 class Built(NamedTuple):
     step: peer_loops.MetaGradient  # the meta-gradient, mean over tasks
-    notes: Sequence[str]  # what did not go as it was asked to
+    notes: Sequence[str]  # why the engine does not do what the overrides ask for
 
 
 def names_for(workload: str, wanted: list[str]) -> list[str]:
@@ -74,21 +74,21 @@ def names_for(workload: str, wanted: list[str]) -> list[str]:
 
 
 def choose(name: str, job: Job) -> Choice:
-    """What there is to decide is decided by measuring `job`."""
+    """Resolves a contender by name; `auto` measures steps of `job` and chooses, as a run does."""
     if name in PEERS:
         return Choice(name, (), {}, 1)
     cpu, threads = job.episode.index.device.type == "cpu", torch.get_num_threads()
     if name.startswith(MANY) and (threads == 1 or not cpu):
-        raise Unavailable("needs several threads of a CPU to share out")
+        raise Unavailable("needs a CPU and several threads")
     words = METARUN[name]
     if name not in (AUTO, "loop"):
         words = (*words, *job.workload.engine)
     if name != AUTO:
         return Choice(name, words, {}, threads if name.startswith(MANY) else 1)
     builder = _engine(words)
-    names_open = (open_fields(builder) | {"processes"}) if cpu else open_fields(builder) - {"chunk"}
+    open_names = (open_fields(builder) | {"processes"}) if cpu else open_fields(builder) - {"chunk"}
     choices = OpenChoices(
-        names=frozenset(names_open),
+        names=frozenset(open_names),
         steps=RUN_STEPS,
         meta_batch=job.tasks,
         cores=threads,
@@ -101,7 +101,7 @@ def choose(name: str, job: Job) -> Choice:
 
 @dataclass(frozen=True)
 class JobTimer:
-    """The StepTimer of a job."""
+    """The StepTimer that measures steps of a job."""
 
     words: tuple[str, ...]
     job: Job

@@ -75,7 +75,7 @@ def prepare_contender(name: str, small: Job, truth: Meta, job: Job, until: ExitS
     """Sets the status: timed, wrong (never timed) or unavailable."""
     try:
         choice = contenders.choose(name, job)
-        row = {**choice.told(), **check_gradient(choice, small, truth)}
+        row = {**choice.auto_choice(), **check_gradient(choice, small, truth)}
         if row["status"] == "wrong":
             return Entry(row, choice, None)
         built = contenders.build(choice, job, until)
