@@ -6,6 +6,7 @@ python scripts/tables/algorithms.py maml anil  # only these; the table has all f
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -163,8 +164,11 @@ def nearest_neighbour(task: str) -> float:
     return (guess_TQ == episode.query.y).double().mean().item()
 
 
-def main(algos: list[str]) -> None:
-    jobs = [job for job in jobs_for(algos or groups()["algo"]) if not finished(overrides_of(*job))]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("algos", nargs="*", metavar="ALGO", help="names in conf/algo; default: all")
+    algos = parser.parse_args().algos or groups()["algo"]
+    jobs = [job for job in jobs_for(algos) if not finished(overrides_of(*job))]
     print(f"{len(jobs)} runs are missing", flush=True)
     with ThreadPoolExecutor(WORKERS) as workers:
         for _ in workers.map(train, jobs):
@@ -175,4 +179,4 @@ def main(algos: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
