@@ -152,7 +152,7 @@ class TableReader:
             with self.path.open("rb") as raw:  # opened here: numpy does not close a damaged file
                 return self._from_npz(np.load(raw, allow_pickle=False))
         except (*TABLE_ERRORS, AttributeError) as problem:  # AttributeError: a .npy file with the wrong suffix
-            raise DataError(f"{self.path} is no readable .npz file ({_first_line(problem)})") from problem
+            raise DataError(f"{self.path} is no readable .npz file ({_reason_of(problem)})") from problem
 
     def _from_npz(self, file: np.lib.npyio.NpzFile) -> Table:
         parts: dict[str, Values] = {}
@@ -164,7 +164,7 @@ class TableReader:
             try:
                 parts[field] = file[key]
             except TABLE_ERRORS as problem:
-                raise DataError(f"{self.path}: {key} cannot be read ({_first_line(problem)})") from problem
+                raise DataError(f"{self.path}: {key} cannot be read ({_reason_of(problem)})") from problem
         return Table(parts["x"], parts["y"], parts.get("group"), str(self.path))
 
     def _npy(self, say: Say) -> Table:
@@ -192,7 +192,7 @@ class TableReader:
             file = parquet.ParquetFile(self.path)
             there, kinds = file.schema_arrow.names, file.schema_arrow.types
         except TABLE_ERRORS as problem:
-            raise DataError(f"{self.path} is no readable .parquet file ({_first_line(problem)})") from problem
+            raise DataError(f"{self.path} is no readable .parquet file ({_reason_of(problem)})") from problem
         with file:
             keys = {"y": self.y} | ({} if self.group is None else {"group": self.group})
             for field, key in (*keys.items(), *(("columns", name) for name in self.columns)):
@@ -205,7 +205,7 @@ class TableReader:
             try:
                 table = file.read(columns=[*dict.fromkeys([*keys.values(), *columns])])
             except TABLE_ERRORS as problem:
-                raise DataError(f"{self.path} cannot be read ({_first_line(problem)})") from problem
+                raise DataError(f"{self.path} cannot be read ({_reason_of(problem)})") from problem
         x, names = _feature_matrix(table, columns, str(self.path))
         group = None if self.group is None else _label_values(table.column(self.group), self.group, str(self.path))
         return Table(x, _label_values(table.column(self.y), self.y, str(self.path)), group, str(self.path), names)
@@ -236,7 +236,7 @@ class TableReader:
         return chosen
 
 
-def _first_line(problem: BaseException) -> str:
+def _reason_of(problem: BaseException) -> str:
     if "Object arrays" in str(problem) or "Python objects" in str(problem):
         return "it holds Python objects, which are never loaded; save texts by y.astype(str)"
     return (str(problem) or type(problem).__name__).splitlines()[0]
@@ -246,7 +246,7 @@ def _load_npy(path: Path, mapped: Literal["r"] | None) -> Values:
     try:
         found: Values | np.lib.npyio.NpzFile = np.load(path, mmap_mode=mapped, allow_pickle=False)
     except TABLE_ERRORS as problem:
-        raise DataError(f"{path} is no readable .npy file ({_first_line(problem)})") from problem
+        raise DataError(f"{path} is no readable .npy file ({_reason_of(problem)})") from problem
     if not isinstance(found, np.ndarray):
         found.close()
         raise DataError(f"{path} is a .npz file; name it so")

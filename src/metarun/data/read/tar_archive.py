@@ -157,7 +157,7 @@ def files_by_class(names: Iterable[str], class_of: Callable[[str], str]) -> dict
     return dict(sorted(classes.items()))
 
 
-def check_counts(path: Path, classes: Mapping[str, Sequence[str]], num_classes: int, num_images: int) -> None:
+def check_published_counts(path: Path, classes: Mapping[str, Sequence[str]], num_classes: int, num_images: int) -> None:
     """DataError unless there are as many classes and images as published."""
     found = sum(map(len, classes.values()))
     if (len(classes), found) != (num_classes, num_images):

@@ -45,7 +45,7 @@ class Aircraft(ColourPictures):
         path = data_folder(self) / fetch_edition(self, say).files[0].path
         variant_of, box_of = _variants_and_boxes(path, say)
         classes = tar_archive.files_by_class(variant_of, variant_of.__getitem__)
-        tar_archive.check_counts(path, classes, self.classes, self.images)
+        tar_archive.check_published_counts(path, classes, self.classes, self.images)
         return tar_archive.picture_contents(path, classes, self.size, partial(self._decode, path, box_of), say)
 
     def _decode(self, path: Path, box_of: dict[str, Box], name: str, content: bytes) -> NDArray[np.uint8]:

@@ -56,7 +56,7 @@ class Cub(ColourPictures):
         path = data_folder(self) / fetch_edition(self, say).files[0].path
         box_of = _bounding_boxes(path, say)
         classes = tar_archive.files_by_class(box_of, lambda name: name.split("/")[-2])
-        tar_archive.check_counts(path, classes, self.classes, self.images)
+        tar_archive.check_published_counts(path, classes, self.classes, self.images)
         if self.drop_imagenet_copies:
             dropped = {name for names in class_list("cub_imagenet_copies").values() for name in names}
             classes = {

@@ -31,7 +31,7 @@ class Dtd(ColourPictures):
         path = data_folder(self) / fetch_edition(self, say).files[0].path
         names = tar_archive.file_names(path, _is_image, say)
         classes = tar_archive.files_by_class(names, lambda name: name.split("/")[-2])
-        tar_archive.check_counts(path, classes, self.classes, self.images)
+        tar_archive.check_published_counts(path, classes, self.classes, self.images)
         decoder = self.decoder
         return tar_archive.picture_contents(
             path, classes, self.size, lambda name, content: decoder.decode(content, f"{path}: {name}"), say

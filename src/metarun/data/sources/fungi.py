@@ -44,7 +44,7 @@ class Fungi(ColourPictures):
         path, annotations = (data_folder(self) / file.path for file in edition.files[:2])
         category_of = _categories(annotations, say)
         classes = tar_archive.files_by_class(category_of, category_of.__getitem__)
-        tar_archive.check_counts(annotations, classes, self.classes, self.images)
+        tar_archive.check_published_counts(annotations, classes, self.classes, self.images)
         decoder = self.decoder
         return tar_archive.picture_contents(
             path, classes, self.size, lambda name, content: decoder.decode(content, f"{path}: {name}"), say

@@ -47,7 +47,7 @@ class VggFlower(ColourPictures):
         labels = mat_vector(data_folder(self) / FLOWER_LABELS, "labels")
         class_of = {f"jpg/image_{number:05d}.jpg": f"{int(label):03d}" for number, label in enumerate(labels, start=1)}
         classes = tar_archive.files_by_class(class_of, class_of.__getitem__)
-        tar_archive.check_counts(data_folder(self) / FLOWER_LABELS, classes, self.classes, self.images)
+        tar_archive.check_published_counts(data_folder(self) / FLOWER_LABELS, classes, self.classes, self.images)
         decoder = self.decoder
         return tar_archive.picture_contents(
             path, classes, self.size, lambda name, content: decoder.decode(content, f"{path}: {name}"), say
