@@ -71,8 +71,9 @@ part run metarun "${common[@]}" "${run[@]}" device=$device out="$OUT/run"
 show_results run
 if [ $device = cpu ] || "$PYTHON" -c "import sys, torch; sys.exit(torch.cuda.device_count() < 2)"; then
     for devices in 1 $device:2; do  # the accuracies must agree: tasks and gradients do not depend on the number of ranks
-        part ranks_$devices metarun "${common[@]}" "${tiny[@]}" device=$device devices=$devices out="$OUT/ranks_$devices"
-        show_results ranks_$devices
+        name=ranks_${devices#*:}
+        part $name metarun "${common[@]}" "${tiny[@]}" device=$device devices=$devices out="$OUT/$name"
+        show_results $name
     done
 else
     echo "== ranks: left out, torch sees fewer than two GPUs"
