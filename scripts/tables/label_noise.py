@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from itertools import product
@@ -95,7 +96,7 @@ def main() -> None:
         rivals = [other.val for other in rows if (other.noise, other.algo) == (one.noise, one.algo)]
         lines.append(one.cells(best=one.val == max(rivals)))
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    shown = f"task=5w5s task.label_noise=0.4 train.steps={args.steps} {' '.join((*INNER, *SMALL))} algo.inner_lr=RATE"
+    shown = f"task=5w5s task.label_noise=0.4 train.steps={args.steps} {shlex.join((*INNER, *SMALL))} algo.inner_lr=RATE"
     PAGE.write_text(TEXT.format(overrides=shown, table=table))
     print(table)
 

@@ -1,12 +1,13 @@
-"""The exercises of docs/new-algorithm.md and docs/new-model.md, done as they stand, inside the project and outside."""
+"""README and the pages in docs/: exercises are done as they stand outside the repository, commands and paths exist."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -14,63 +15,20 @@ import torch
 
 from metarun.cli.main import main
 from metarun.config.compose import Composed, compose
+from metarun.config.places import groups
 from metarun.config.schema import check_config
 from metarun.models.functional import build_net
+from metarun.train.outer import TRANSFORMS
 from metarun.types import Kind
 from support.contract import NAMES, algorithm
+from support.pages import PAGES, README, ROOT, commands, overrides, own_files, page_id, write_own_files
 from support.runs import TINY
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "new-algorithm.md"
-MODEL_PAGE = ROOT / "docs" / "new-model.md"
+ALGORITHM, MODEL, DATA = (ROOT / "docs" / f"new-{name}.md" for name in ("algorithm", "model", "data"))
 LINES = 60
-CONTRACT = 15  # tests of the contract suite for an algorithm of both kinds
-
+OWN_CONF = "hydra.searchpath=[file://conf]"
+HIDDEN_GROUPS = ("tuned", "experiment")
 LETTERS: dict[Kind, str] = {"classes": "c", "values": "r"}
-
-
-def blocks() -> dict[str, str]:
-    """Each named file of the page and its text."""
-    found = re.findall(r"`((?:src|conf)/\S+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    return dict(found)
-
-
-def test_the_exercise_is_one_file_and_one_yaml() -> None:
-    assert sorted(Path(name).suffix for name in blocks()) == [".py", ".yaml"]
-    assert sum(len(text.splitlines()) for text in blocks().values()) < LINES
-
-
-def test_it_passes_the_contract_suite_untouched_and_runs(tmp_path: Path) -> None:
-    for folder in ("src", "conf", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, text in blocks().items():
-        assert not (tmp_path / name).exists()
-        (tmp_path / name).write_text(text)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    path = os.pathsep.join(str(tmp_path / folder) for folder in ("src", "tests"))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-    def do(*words: str) -> str:
-        command = [sys.executable, *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    tested = do("-m", "pytest", "-v", "-p", "no:xdist", "tests/algos/test_contract.py", "-k", "signmaml")
-    passed = re.search(r"(\d+) passed, \d+ deselected", tested)
-    assert passed, tested
-    assert int(passed[1]) >= CONTRACT
-    tiny = ", ".join(map(repr, ["metarun", "algo=signmaml", *TINY]))
-    do("-c", f"import sys; from metarun.cli.main import console; sys.argv = [{tiny}]; sys.exit(console())")
-
-
-def outside(page: Path, folder: Path) -> list[str]:
-    """Writes the files that the page places in a folder of the user's own, and returns their names."""
-    files = re.findall(r"`([\w/]+\.(?:py|yaml))`, in a folder[^\n]*:\n\n```\w+\n(.*?)```", page.read_text(), re.DOTALL)
-    for name, text in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return [name for name, _ in files]
 
 
 def group(composed: Composed, name: str) -> dict[str, object]:
@@ -79,46 +37,135 @@ def group(composed: Composed, name: str) -> dict[str, object]:
     return plain
 
 
-def composed_outside(folder: Path, *words: str) -> Composed:
-    return compose([*words, f"hydra.searchpath=[file://{folder / 'conf'}]", "track=local"])
+@pytest.fixture
+def own_folder(alone: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the files of the page, from which Python imports."""
+    write_own_files(request.param, alone)
+    monkeypatch.syspath_prepend(str(alone))
+    return alone
 
 
-def test_a_yaml_outside_the_project_extends_one_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert outside(PAGE, tmp_path) == ["conf/algo/maml_body.yaml"]
-    ours, own = compose(["algo=maml", "track=local"]), composed_outside(tmp_path, "algo=maml_body")
+def of_page(page: Path) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("own_folder", [page], indirect=True, ids=page_id)
+
+
+def test_an_algorithm_is_one_file_and_one_yaml() -> None:
+    files = {name: text for name, text in own_files(ALGORITHM).items() if "signmaml" in name}
+    assert sorted(Path(name).suffix for name in files) == [".py", ".yaml"]
+    assert sum(len(text.splitlines()) for text in files.values()) < LINES
+
+
+@pytest.mark.usefixtures("own_folder")
+@of_page(ALGORITHM)
+def test_an_algorithm_outside_the_project() -> None:
+    assert main(["algo=signmaml", OWN_CONF, *TINY]) == 0
+    assert list(Path("outputs").glob("*/signmaml-*/seed0/summary.json"))
+
+
+@of_page(ALGORITHM)
+def test_where_python_finds_the_class(own_folder: Path, tmp_path: Path) -> None:
+    """As docs/new-algorithm.md says: in the current folder for python -m, and not for an installed command."""
+    installed = tmp_path / "metarun"
+    installed.write_text("from metarun.cli.main import console\nconsole()\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+
+    def show(*python: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *python, "show", "algo=signmaml", OWN_CONF, "data=sine"]
+        return subprocess.run(command, cwd=own_folder, env=environment, capture_output=True, text=True, timeout=120)
+
+    found = show("-m", "metarun")
+    assert found.returncode == 0, found.stderr
+    assert "signmaml.SignMAML" in found.stdout
+    refused = show(str(installed))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "algo._target_=signmaml.SignMAML" in refused.stderr
+    assert "PYTHONPATH" in refused.stderr
+
+
+@pytest.mark.usefixtures("own_folder")
+@of_page(ALGORITHM)
+def test_an_own_yaml_extends_an_algorithm_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, own = compose(["algo=maml"]), compose(["algo=maml_body", OWN_CONF])
     differing = {"steps": 2, "adapt": ["body.blocks.3.*", "head.*"], "inner_lr": 0.4}  # glyphs_maml.yaml: maml alone
     assert group(own, "algo") == {**group(ours, "algo"), **differing}
-    words = ["algo=maml_body", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "track=local"]
-    assert main(["show", *words]) == 0
+    assert main(["show", "algo=maml_body", OWN_CONF, "track=local"]) == 0
     shown = capsys.readouterr().out
-    assert f"{tmp_path / 'conf' / 'algo' / 'maml_body.yaml'}:3" in shown
+    assert "conf/algo/maml_body.yaml:3" in shown
     assert "conf/algo/maml.yaml:" in shown
     assert "conf/algo/_descent.yaml:" in shown
 
 
-def test_a_backbone_outside_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sorted(outside(MODEL_PAGE, tmp_path)) == [
+@pytest.mark.usefixtures("own_folder")
+@of_page(MODEL)
+def test_a_backbone_outside_the_project() -> None:
+    assert sorted(own_files(MODEL)) == [
         "backbones.py",
         "conf/model/conv4_group.yaml",
         "conf/model/l2l_cnn4_small.yaml",
         "conf/model/separable.yaml",
     ]
-    monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("separable", "l2l_cnn4_small", "conv4_group"):
-        composed = composed_outside(tmp_path, f"model={name}")
+        composed = compose([f"model={name}", OWN_CONF])
         config = check_config(composed.plain, composed.choices)
         net, weights = build_net(config.model.path, dict(config.model.values), (1, 28, 28), 5, seed=0)
         assert net(weights, torch.rand(4, 1, 28, 28))[0].shape == (4, 5)
         if name == "separable":
             assert "body.blocks.12.weight" in weights
-    conv4 = group(compose(["track=local"]), "model")
-    assert composed_outside(tmp_path, "model=conv4_group").plain["model"] == {**conv4, "width": 64, "norm": "group"}
-    words = ["model=separable", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", *TINY]
-    assert main(words) == 0
+    conv4 = group(compose([]), "model")
+    assert group(compose(["model=conv4_group", OWN_CONF]), "model") == {**conv4, "width": 64, "norm": "group"}
+    assert main(["model=separable", OWN_CONF, *TINY]) == 0
+
+
+@of_page(DATA)
+@pytest.mark.parametrize(("name", "shape"), [("blobs", [16]), ("gratings", [1, 28, 28])])
+def test_a_data_source_outside_the_project(own_folder: Path, name: str, shape: list[int]) -> None:
+    assert {f"{name}.py", f"conf/data/{name}.yaml"} <= set(own_files(DATA))
+    tiny = [word for word in TINY if name != "blobs" or not word.startswith("model.")]  # it brings model=mlp
+    assert main([f"data={name}", "algo=protonet", OWN_CONF, *tiny]) == 0
+    [run] = own_folder.glob(f"outputs/{name}-5w1s/*/seed0")
+    assert list(torch.load(run / "best.pt", weights_only=True)["about"]["item"]["shape"]) == shape
+    split = json.loads((run / "split.json").read_text())
+    assert [len(split[part]) for part in ("train", "val", "test")] == [64, 16, 20]
+    assert main(["test", str(run), "eval.test_episodes=4"]) == 0  # finds the class, and asks for no YAML
+
+
+@pytest.mark.usefixtures("own_folder")
+@of_page(DATA)
+def test_an_own_yaml_extends_a_data_set_of_ours() -> None:
+    ours, own = compose(["data=omniglot"]), compose(["data=omniglot_lake", OWN_CONF])
+    assert group(own, "data") == {**group(ours, "data"), "split": "lake", "size": 32}
+    config = check_config(own.plain, own.choices)
+    assert config.experiment == "omniglot_lake-5w1s"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Links, and paths in backticks. A page may also tell its reader to write a file."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    missing = [link for link in re.findall(r"\]\((?!\w+:)([^)#\s]+)", text) if not (page.parent / link).exists()]
+    new = set(re.findall(r"New file `(\S+)`", text)) | set(own_files(page))
+    named = set(re.findall(r"`((?:src|tests|conf|scripts|docs)/[\w/.]+)`", text)) - new
+    missing += [path for path in named if not (ROOT / path).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=page_id)
+def test_the_commands_of_a_page_exist_in_every_shell(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their keys and choices compose, and what bash or zsh would expand is in quotes."""
+    write_own_files(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for command in commands(page):
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", command)
+        assert not re.search(r"[\[\]{}*?$<>|&;()~]", bare), f"{command}: quote it"
+        words = overrides(command)
+        if words:
+            compose(words if "-m" not in command.split() else [re.sub(",.*", "", word) for word in words])
 
 
 def test_the_readme_knows_every_algorithm_and_its_tasks() -> None:
-    table = (ROOT / "README.md").read_text().partition("## Algorithms")[2].partition("The gradient family")[0]
+    table = README.read_text().partition("## Algorithms")[2].partition("The gradient family")[0]
     told: dict[str, list[str]] = {}
     for line in table.splitlines():
         cells = line.strip("| ").split(" | ")
@@ -126,3 +173,21 @@ def test_the_readme_knows_every_algorithm_and_its_tasks() -> None:
     assert sorted(told) == NAMES
     for name, letters in told.items():
         assert letters == [letter for kind, letter in LETTERS.items() if kind in algorithm(name).kinds], name
+
+
+def test_the_readme_knows_every_choice_transform_and_folder() -> None:
+    text = README.read_text()
+    use, data, where = (
+        text.partition(f"## {heading}\n")[2].partition("\n## ")[0] for heading in ("Use", "Data", "Where things are")
+    )
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", use, re.MULTILINE))
+    for name, choices in groups().items():
+        if "/" in name or name in (*HIDDEN_GROUPS, "data", "algo"):
+            continue
+        patterns = re.findall(r"`([\w*]+)`", rows[name])
+        unknown = [choice for choice in choices if not any(fnmatch(choice, pattern) for pattern in patterns)]
+        assert not unknown, f"{name}: {unknown}"
+    assert {name for name in groups()["data"] if f"`{name}`" not in data} == set()
+    assert re.findall(r"^\| `(\w+): ", use, re.MULTILINE) == list(TRANSFORMS)
+    rooms = {path.name for path in (ROOT / "src" / "metarun").iterdir() if not path.name.startswith("__")}
+    assert {name for name in rooms if f"`{name}" not in where} == set()

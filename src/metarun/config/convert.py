@@ -36,6 +36,9 @@ def target_class(spec: object, key: str, load: Callable[[str], types.ModuleType]
     module_name, _, name = path.rpartition(".")
     try:
         found = getattr(load(module_name), name)
+    except ModuleNotFoundError as error:
+        where = "; Python imports from the folders in PYTHONPATH, and `python -m metarun` from the current one too"
+        raise ConfigError(f"{key}.{TARGET}={path}: no such class ({error}{where})") from error
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}.{TARGET}={path}: no such class ({error})") from error
     if not isinstance(found, type):
