@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench import machine, peer_loops
+from bench import machine, peer_loops, rank_work
 from bench.unavailable import Unavailable
 from bench.workloads import Job, load_config
 from metarun.config.compose import compose
 from metarun.config.convert import values_of
-from metarun.engine.processes import shared
+from metarun.engine.launch_ranks import started
 from metarun.errors import ConfigError
 from metarun.run.execution import REPEATS, DecidedFields, OpenChoices, OperationCounter, decide, open_fields
-from metarun.types import Episode, Meta
+from metarun.types import Engine, EngineChoice, Episode, Meta
 
 AUTO = "auto"
 OFF = "engine.compile=off"
@@ -29,8 +29,8 @@ METARUN = {
     AUTO: ("engine=vmap",),
     "vmap": ("engine=vmap", OFF),
     "compiled": ("engine=vmap", "engine.compile=on"),
-    "processes": ("engine=vmap", OFF),
-    "processes compiled": ("engine=vmap", "engine.compile=on"),
+    "ranks": ("engine=vmap", OFF),
+    "ranks compiled": ("engine=vmap", "engine.compile=on"),
     "adjoint": ("engine=vmap", OFF, "engine.memory=adjoint"),
     "adjoint compiled": ("engine=vmap", "engine.compile=on", "engine.memory=adjoint"),
     "loop": ("engine=loop",),
@@ -41,7 +41,7 @@ PEERS: dict[str, Callable[[Job], peer_loops.MetaGradient]] = {
     "torchopt": peer_loops.torchopt,
     "autograd": peer_loops.autograd,
 }
-MANY = "processes"
+MANY = "ranks"
 LONG = ("adjoint", "adjoint compiled")  # for many inner steps
 LONG_WORKLOADS = ("W3-10steps",)
 RUN_STEPS = 60_000  # `auto` chooses for a run of so many steps, as in Finn 2017
@@ -125,34 +125,47 @@ class JobTimer:
 
 
 def build(choice: Choice, job: Job, until: ExitStack) -> Built:
-    """`until`: when it ends, so do the contender's processes."""
+    """`until`: when it ends, so do the contender's other ranks."""
     if choice.name in PEERS:
         return Built(PEERS[choice.name](job), [])
     try:
-        builder = _engine(choice.words)
-        builder = dataclasses.replace(builder, **choice.fields) if choice.fields else builder
+        engine = engine_of(choice.words, choice.fields).build(job.algo, job.net)
         if choice.processes > 1:
-            return Built(_shared(builder, choice.processes, job, until), [])
-        engine = builder.build(job.algo, job.net)
+            return _over_ranks(choice, engine, job, until)
     except (ConfigError, ValueError) as error:
         raise Unavailable(str(error)) from error
     return Built(lambda episode: engine.meta_grad(job.meta, episode, 0)[0], engine.notes)
 
 
-def _shared(builder: Any, count: int, job: Job, until: ExitStack) -> peer_loops.MetaGradient:
-    """One thread each; the others' threads are as before when it is their turn."""
+def _over_ranks(choice: Choice, engine: Engine, job: Job, until: ExitStack) -> Built:
+    """This process is rank 0, with one thread while a step lasts; other contenders have all threads in their turn."""
+    order = rank_work.Order(
+        workload=job.workload.name,
+        words=list(choice.words),
+        fields=dict(choice.fields),
+        tasks=job.tasks,
+        double=next(iter(job.meta["weights"].values())).dtype == torch.float64,
+        quick=job.quick,
+    )
+    ranks = until.enter_context(started(choice.processes, "cpu", "bench.rank_work:work", order._asdict()))
+    until.callback(rank_work.call, ranks, rank_work.END)
+    mine = rank_work.share(ranks, job.episode)
     threads = torch.get_num_threads()
-    engine = until.enter_context(shared(count, builder, job.algo, job.net, "auto"))
-    torch.set_num_threads(threads)
 
-    def step(episode: Episode) -> Meta:
+    def step(_: Episode) -> Meta:
         torch.set_num_threads(1)
         try:
-            return engine.meta_grad(job.meta, episode, 0)[0]
+            rank_work.call(ranks, rank_work.STEP)
+            return rank_work.meta_step(ranks, engine, job, mine)
         finally:
             torch.set_num_threads(threads)
 
-    return step
+    return Built(step, engine.notes)
+
+
+def engine_of(words: tuple[str, ...], fields: Mapping[str, Any]) -> EngineChoice:
+    chosen: EngineChoice = _engine(words)
+    return dataclasses.replace(chosen, **fields) if fields else chosen
 
 
 def _engine(words: tuple[str, ...]) -> Any:

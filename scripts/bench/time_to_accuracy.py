@@ -22,6 +22,7 @@ from bench.torch_modules import parameter_names, torch_module
 from bench.workloads import Job, Workload, load_config
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import Tasks
+from metarun.engine.ranks import OneRank
 from metarun.measures import primary_measure
 from metarun.models.functional import FunctionalNet
 from metarun.run.build import Parts, build_outer_step, build_parts, new_state, open_data, train_tasks
@@ -139,7 +140,8 @@ def _prepare(config: RunConfig, device: torch.device, limits: Limits) -> tuple[P
     def validate(meta: Meta) -> float:
         """By metarun's evaluation for both; not timed."""
         measure = primary_measure("classes")
-        return evaluate(parts.engine, meta, tasks, (measure,), episodes, BATCH, lambda _: None)[measure.name].value
+        found = evaluate(parts.engine, meta, tasks, (measure,), episodes, BATCH, lambda _: None, OneRank())
+        return found[measure.name].value
 
     return parts, train_tasks(config, data), validate
 
@@ -152,7 +154,7 @@ def _episode(train: Tasks, config: RunConfig, step: int) -> Episode:
 def make_omniglot_job(config: RunConfig, parts: Parts, episode: Episode) -> Job:
     workload = Workload("omniglot", "", tuple(parts.data.item_shape), ())
     assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} is no FunctionalNet"
-    return Job(workload, config, config.algo, parts.net, parts.meta, episode)
+    return Job(workload, config, config.algo, parts.net, parts.meta, episode, quick=False)
 
 
 def _metarun(config: RunConfig, parts: Parts, train: Tasks, limits: Limits) -> Advance:

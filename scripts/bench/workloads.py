@@ -41,6 +41,7 @@ class Job:
     net: FunctionalNet
     meta: Meta
     episode: Episode
+    quick: bool
 
     @property
     def tasks(self) -> int:
@@ -140,7 +141,7 @@ def make_job(
     count = tasks or config.train.meta_batch
     if quick and workload.has_images:
         count = min(count, QUICK_TASKS)
-    return Job(workload, config, config.algo, net, meta, random_episode(workload, config, device, dtype, count))
+    return Job(workload, config, config.algo, net, meta, random_episode(workload, config, device, dtype, count), quick)
 
 
 def random_episode(

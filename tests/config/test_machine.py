@@ -1,11 +1,8 @@
-"""Fewer digits are asked for, never taken, and said beside the result; memory is that of all who work."""
+"""Fewer digits are asked for, never taken, and said beside the result."""
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import torch
 from metarun.config.compose import compose
 from metarun.config.device import set_tf32
 from metarun.config.schema import RunConfig, check_config
-from metarun.run.provenance import peak_mb, protocol
+from metarun.run.provenance import protocol
 from metarun.track.console import show_result
 
 
@@ -53,16 +50,3 @@ def test_the_result_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         told = protocol(dataclasses.replace(configured(), tf32=on))
         show_result({"test/mse": 0.5, "test/ci95": 0.1, "test/episodes": 600, "protocol": told}, tmp_path)
         assert ("TF32" in capsys.readouterr().out) is on
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
-def test_the_memory_of_workers_counts() -> None:
-    before = peak_mb(torch.device("cpu"))
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    worker.start()
-    try:
-        assert peak_mb(torch.device("cpu")) > before + 10  # it has at least what it shares with this process
-    finally:
-        worker.kill()
-        worker.join()
-    assert peak_mb(torch.device("cpu")) < before + 10

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from metarun import __version__
 from metarun.config.places import groups
 from metarun.errors import ConfigError, RunError, nearest
 from metarun.torch_setup.lazy_compiler import load_torch
+from metarun.torch_setup.torchrun import speaks_for_all
 
 VERBS = {
     "run": "make one run; the default",
@@ -56,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"metarun {__version__}")
         return 0
     try:
-        return _run_verb(words)
+        with nullcontext() if speaks_for_all() else _silenced():
+            return _run_verb(words)
     except (ConfigError, RunError) as error:
-        print(f"metarun: {error}", file=sys.stderr)
+        if speaks_for_all():
+            print(f"metarun: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("metarun: stopped before anything was started", file=sys.stderr)
@@ -68,6 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"metarun: {error.filename or 'system'}: {error.strerror}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Context manager: what is printed inside goes nowhere."""
+    with open(os.devnull, "w") as void, redirect_stdout(void):
+        yield
 
 
 def console() -> None:

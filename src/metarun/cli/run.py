@@ -12,6 +12,7 @@ from metarun.errors import RunError
 from metarun.run.build import prepare
 from metarun.run.directory import folder_in_use
 from metarun.run.run import Outcome, execute
+from metarun.torch_setup.torchrun import speaks_for_all
 from metarun.track.console import say
 
 
@@ -39,7 +40,8 @@ def run_many(words: Sequence[str], lost: list[str]) -> int:
         try:
             outcome = _execute_noting_lost(config, lost)
         except RunError as error:
-            print(f"metarun: {error}", file=sys.stderr)
+            if speaks_for_all():
+                print(f"metarun: {error}", file=sys.stderr)
             failed.append(str(folder))
             return
         if outcome.exit_code:

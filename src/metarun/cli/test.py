@@ -15,14 +15,16 @@ from metarun.config.device import set_tf32
 from metarun.config.renamed import key_of, tell
 from metarun.config.schema import RunConfig, check_capacities, check_config
 from metarun.data.tasks.contracts import shape_name
+from metarun.engine.ranks import OneRank
 from metarun.errors import ConfigError
 from metarun.measures import primary_measure
 from metarun.run.build import Parts, build_parts, open_data
 from metarun.run.checkpoint import read_checkpoint
 from metarun.run.directory import RunDir, locked, read_summary, run_dir, write_or_match_config, write_summary
-from metarun.run.meta_test import meta_test
+from metarun.run.meta_test import score_test_split, write_test
 from metarun.run.provenance import protocol
 from metarun.torch_setup.allocator import keep_pages
+from metarun.torch_setup.torchrun import torchrun_count
 from metarun.track.console import Console, say, show_result
 from metarun.train.interrupt import Interrupted, listening
 from metarun.types import Artifacts, Meta
@@ -31,6 +33,8 @@ FREE = ("data", "task", "eval", "algo", "engine", "device", "tf32", "seed")
 
 
 def test(words: list[str]) -> int:
+    if (torchrun_count() or 1) > 1:
+        raise ConfigError("test: runs in one process; start it without torchrun")
     if not words or "=" in words[0]:
         raise ConfigError(
             "test: name a run directory first, as in: metarun test outputs/.../seed0 eval.test_episodes=2000"
@@ -71,15 +75,16 @@ def _test_folder(folder: Path, config: RunConfig) -> Path:
 
 def _test_and_write(config: RunConfig, parts: Parts, run: RunDir, origin: Mapping[str, object]) -> int:
     console = Console(f"meta-test of {origin['run']}", 0, 0, primary_measure(config.kind))
-    exit_code = 1
+    exit_code, ranks = 1, OneRank()
     with listening() as stop:
 
         def tick(done: int) -> None:
             console.tick("meta-test", done, config.eval.test_episodes)
-            stop.check()
+            stop.check_now(ranks)
 
         try:
-            summary = {**meta_test(config, parts, parts.meta, run, tick), **origin}
+            found = score_test_split(config, parts, parts.meta, tick, ranks)
+            summary = {**write_test(config, parts, parts.meta, run, found), **origin}
             write_summary(run, summary)
             console.finish(summary, Artifacts(run.curves, run.episodes, run.scores, run.best, run.config))
             exit_code = 0

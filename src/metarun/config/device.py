@@ -10,6 +10,7 @@ import torch
 
 from metarun.config.convert import convert
 from metarun.errors import ConfigError
+from metarun.torch_setup.torchrun import torchrun_count
 
 
 def device_of(value: object) -> torch.device:
@@ -33,13 +34,33 @@ def set_tf32(on: bool) -> None:
     torch.backends.cudnn.allow_tf32 = on
 
 
-def processes_of(value: object) -> int | Literal["auto"]:
-    if value == "auto":
-        return "auto"
-    found = re.fullmatch(r"1|cpu:([1-9]\d*)", str(value))
+def ranks_of(value: object, device: torch.device) -> int | Literal["auto"]:
+    """The number of processes that `devices` asks for; those that torchrun has started, where it has."""
+    found = re.fullmatch(r"auto|1|(cpu|cuda):([1-9]\d*)", str(value))
     if not found:
-        raise ConfigError(f"devices={value}: use auto, 1, or cpu:NUMBER for so many processes of one thread each")
-    return int(found[1] or 1)
+        raise ConfigError(
+            f"devices={value}: use auto, 1, cpu:NUMBER for so many processes of one thread each, or cuda:NUMBER"
+        )
+    there, asked = torchrun_count(), None if value == "auto" else int(found[2] or 1)
+    if there is not None and asked not in (None, there):
+        raise ConfigError(f"devices={value}: torchrun has started {there} processes; leave devices out")
+    count = there or asked
+    if count is None:
+        return "auto"
+    if found[1] == "cuda" or (device.type == "cuda" and count > 1):
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", count)) if there else count
+        _check_gpus(value, device, found[1], local)
+    return count
+
+
+def _check_gpus(value: object, device: torch.device, kind: str | None, count: int) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cpu":
+        raise ConfigError(f"devices={value}: is for the CPU, and device={device}; set devices=1")
+    if count > gpus:
+        raise ConfigError(f"devices={value}: {count} GPUs are needed here, and torch can use {gpus}; use devices=auto")
+    if device.type == "cpu" or device.index is not None:
+        raise ConfigError(f"devices={value}: takes the first {count} GPUs, and device={device}; set device=cuda")
 
 
 def cores() -> int:

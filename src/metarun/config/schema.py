@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 
 from metarun.config.convert import TARGET, call_arguments, convert, dataclass_from, target_class, values_of
-from metarun.config.device import device_of, processes_of
+from metarun.config.device import device_of, ranks_of
 from metarun.config.renamed import with_previous_names
 from metarun.data.sources.mixture import Mixture
 from metarun.data.sources.source import Source
@@ -127,7 +127,7 @@ class RunConfig:
     track: WandbConfig | FilesOnly
     seed: int
     device: torch.device
-    devices: int | Literal["auto"]  # processes on the CPU
+    devices: int | Literal["auto"]  # processes, each on one thread or one GPU
     allocator: Allocator
     tf32: bool
     execution_from: str | None  # plan.json of another run
@@ -193,6 +193,7 @@ def check_config(plain: Mapping[str, object], choices: Mapping[str, str]) -> Run
         raise ConfigError(
             f"optim.schedule={schedule}: is a group of values; choose a file by optim/schedule={schedule}"
         )
+    device = device_of(plain.get("device"))
     config = RunConfig(
         data=_data_source(plain),
         augment=_augmentation(plain),
@@ -206,8 +207,8 @@ def check_config(plain: Mapping[str, object], choices: Mapping[str, str]) -> Run
         eval=dataclass_from(EvalConfig, plain.get("eval"), "eval"),
         track=_instance(plain, "track"),
         seed=_checked_seed(plain.get("seed")),
-        device=device_of(plain.get("device")),
-        devices=processes_of(plain.get("devices")),
+        device=device,
+        devices=ranks_of(plain.get("devices"), device),
         allocator=convert(plain.get("allocator"), Allocator, "allocator"),
         tf32=convert(plain.get("tf32", False), bool, "tf32"),
         execution_from=convert(plain.get("execution_from"), str | None, "execution_from"),
@@ -229,8 +230,11 @@ def check_capacities(config: RunConfig, data: TaskData, splits: Sequence[Split])
 
 def _check_together(config: RunConfig) -> None:
     name, data = config.choices["algo"], config.choices["data"]
-    if config.device.type != "cpu" and isinstance(config.devices, int) and config.devices > 1:
-        raise ConfigError(f"devices=cpu:{config.devices}: is for the CPU, and device={config.device}; set devices=1")
+    if isinstance(config.devices, int) and config.train.steps and config.devices > config.train.meta_batch:
+        raise ConfigError(
+            f"train.meta_batch={config.train.meta_batch}: each of {config.devices} processes needs a task; raise it "
+            "or use fewer processes"
+        )
     if config.tf32 and config.device.type == "cpu":
         raise ConfigError(f"tf32=true: is for a GPU, and device={config.device}; set tf32=false")
     averages = any(isinstance(transform, MovingAverage) for transform in config.train.outer)

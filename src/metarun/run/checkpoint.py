@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -23,17 +24,33 @@ def save_checkpoint(path: Path, state: State, about: Mapping[str, object]) -> No
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    return decode_checkpoint(read_file(path), path, device)
+
+
+def read_file(path: Path) -> bytes:
     try:
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def decode_checkpoint(file: bytes, path: Path, device: torch.device) -> dict[str, Any]:
+    """The content of a checkpoint file; `path` is named in an error."""
+    try:
+        content: dict[str, Any] = torch.load(BytesIO(file), map_location=device, weights_only=True)
         found = content["format"]
-    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
-        why = str(error).partition("\n")[0][:80] or type(error).__name__
-        raise RunError(f"{path}: is no checkpoint of metarun, or a damaged one; move it away ({why})") from error
+    except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
     if found != CHECKPOINT_FORMAT:
         raise RunError(
             f"{path}: has format {found}, this version reads {CHECKPOINT_FORMAT}; use the version that wrote it"
         )
     return content
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    why = str(error).partition("\n")[0][:80] or type(error).__name__
+    return RunError(f"{path}: is no checkpoint of metarun, or a damaged one; move it away ({why})")
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

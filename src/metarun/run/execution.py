@@ -1,4 +1,4 @@
-"""How a run is executed where the configuration leaves it open: chunk, compiled or not, number of processes.
+"""How a run is executed where the configuration leaves it open: chunk, compiled or not, number of ranks (processes).
 
 Decided once, before the first step, by measuring steps; kept in the run directory as plan.json and never changed, so
 that a resumed run does every step as it would have been done without the interruption.
@@ -24,13 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metarun.config.device import cores
 from metarun.config.schema import RunConfig
 from metarun.data.store.pool import cache_root
-from metarun.engine.processes import shared
+from metarun.engine.launch_ranks import started
+from metarun.engine.ranks import OneRank, Ranks
 from metarun.engine.vmap import Vmap
 from metarun.errors import RunError
-from metarun.models.functional import FunctionalNet
 from metarun.run.build import Parts, train_tasks
 from metarun.run.directory import RunDir, write_text
 from metarun.train.interrupt import Stop
+from metarun.train.loop import mean_over_shapes
 from metarun.types import Engine, EngineChoice
 
 MEASURED_FROM = 500  # steps; in a shorter run, measuring takes too large a share
@@ -40,7 +41,7 @@ COST_LIMIT = 0.05  # of the time the run will take, for something that may turn 
 CLEARLY_FASTER = 0.93  # of the time or less; a smaller difference is noise
 CHUNKS = (4, 16, 2, 32, 1, 64)  # in the order they are tried, after all tasks at once; the engine's own rule says 8
 DEFAULT_CHUNK = 8  # tasks at a time, unless measured
-START_PROCESSES_S = 8.0  # starting worker processes twice, to measure and to use them: importing torch, mostly
+START_PROCESSES_S = 8.0  # starting ranks twice, to measure and to use them: importing torch, mostly
 REPEATS = 3  # steps timed, of which the median counts
 
 # The expected cost and gain of compiling, before it is tried. Two cores, scores too, nothing cached: 11 to 22 s for
@@ -92,6 +93,18 @@ class Plan:
         return {"time/compile_s": self.why["compile_s"]} if "compile_s" in self.why else {}
 
 
+class Assignment(NamedTuple):
+    """What rank 0 tells the others to do."""
+
+    purpose: Literal["train", "measure", "nothing"]
+    engine: DecidedFields
+    threads: int  # of each rank
+    checkpoint: bytes | None  # the file to resume from
+
+
+NOTHING_TO_DO = Assignment("nothing", {}, 1, None)
+
+
 class OpenChoices(NamedTuple):
     """What there is to decide."""
 
@@ -121,9 +134,7 @@ def plan_execution(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, not
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))  # compiled once for all runs
     if run.plan.exists():
         plan = _checked(read_plan(run.plan), config, run.plan)
-        if config.devices not in ("auto", plan.processes):
-            note(f"{run.path}: was begun by {plan.processes} processes, and goes on so")
-        return plan
+        return _resumed(plan, config, note)
     start = time.monotonic()
     choices = open_choices(config, begun=run.last.exists())
     if config.execution_from is not None:
@@ -134,6 +145,21 @@ def plan_execution(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, not
     plan = dataclasses.replace(plan, why={**plan.why, "planning_s": time.monotonic() - start})
     write_plan(run.plan, plan)
     return plan
+
+
+def _resumed(plan: Plan, config: RunConfig, note: Callable[[str], None]) -> Plan:
+    """By as many processes as before, or as the user says: their number changes a result by rounding alone."""
+    count = plan.processes if config.devices == "auto" else config.devices
+    if count == plan.processes:
+        return plan
+    before = "1 process" if plan.processes == 1 else f"{plan.processes} processes"
+    note(f"devices: this run was begun by {before} and goes on with {count}; the last digits may differ")
+    return dataclasses.replace(plan, processes=count, threads=threads_of(count))
+
+
+def threads_of(processes: int) -> int:
+    """Of each of so many processes."""
+    return torch.get_num_threads() if processes == 1 else 1
 
 
 def open_choices(config: RunConfig, begun: bool) -> OpenChoices:
@@ -151,7 +177,7 @@ def open_choices(config: RunConfig, begun: bool) -> OpenChoices:
         meta_batch=config.train.meta_batch,
         cores=min(cores(), threads),
         processes=processes,
-        threads=threads if processes == 1 else 1,
+        threads=threads_of(processes),
     )
 
 
@@ -223,7 +249,7 @@ def _decide_processes(plan: Plan, choices: OpenChoices, timer: StepTimer) -> Pla
         return plan
     try:
         _, shared_s = timer.seconds(plan.engine, processes)
-    except RunError as problem:  # a model that cannot be sent to a process; too little memory
+    except RunError as problem:  # too little memory, perhaps
         return dataclasses.replace(plan, why={**plan.why, "processes": _first_line(problem)})
     why: Measured = {**plan.why, "processes_s": {"1": step_s, str(processes): shared_s}}
     if shared_s >= CLEARLY_FASTER * step_s:
@@ -256,21 +282,50 @@ def with_decided(choice: EngineChoice, decided: DecidedFields) -> EngineChoice:
     return dataclasses.replace(choice, **decided)
 
 
+def build_engine(config: RunConfig, parts: Parts, decided: DecidedFields) -> Engine:
+    choice = with_decided(config.engine, decided)
+    return parts.engine if choice == config.engine else choice.build(config.algo, parts.net)
+
+
 @contextmanager
-def executing(plan: Plan, config: RunConfig, parts: Parts) -> Iterator[Engine]:
-    """Context manager: the engine as the plan says; its processes end with it."""
+def executing(
+    assignment: Assignment, processes: int, config: RunConfig, parts: Parts, ranks: Ranks
+) -> Iterator[tuple[Engine, Ranks]]:
+    """Context manager for rank 0: its engine, and the ranks, which have got their assignment.
+
+    Ranks that are not there are started, and end with it.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
-    choice = with_decided(config.engine, plan.engine)
+    torch.set_num_threads(assignment.threads)
+    engine = build_engine(config, parts, assignment.engine)
     try:
-        if plan.processes == 1:
-            yield parts.engine if choice == config.engine else choice.build(config.algo, parts.net)
+        if processes == ranks.count:
+            ranks.from_first(assignment)
+            yield engine, ranks
             return
-        assert isinstance(parts.net, FunctionalNet), f"{type(parts.net)} cannot be sent to a process"
-        with shared(plan.processes, choice, config.algo, parts.net, config.allocator) as engine:
-            yield engine
+        assert ranks.count == 1, f"{ranks.count} ranks are there, and {processes} are wanted"
+        order = {"plain": dict(config.plain), "choices": dict(config.choices)}
+        with started(processes, config.device.type, "metarun.run.follow:started_rank", order) as group:
+            group.from_first(assignment)
+            yield engine, group
     finally:
         torch.set_num_threads(before)
+
+
+def time_steps(config: RunConfig, parts: Parts, engine: Engine, ranks: Ranks, stop: Stop) -> tuple[float, float]:
+    """Seconds of the first meta-step and of one after it, on all ranks together. The meta-gradient is thrown away."""
+    index_T = ranks.share(torch.arange(config.train.meta_batch))
+    groups = train_tasks(config, parts.data).by_shape(index_T)
+    seconds = []
+    for _ in range(1 + REPEATS):
+        stop.check_now(ranks)
+        start = time.perf_counter()
+        found = [engine.meta_grad(parts.meta, group.episode, config.train.steps // 2) for group in groups]
+        grads, aux = mean_over_shapes(found, groups)
+        _, aux = ranks.mean(grads, aux, len(index_T) / config.train.meta_batch, None)
+        aux.metrics["loss"].item()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], statistics.median(seconds[1:])
 
 
 class MetaStepTimer:
@@ -278,8 +333,6 @@ class MetaStepTimer:
 
     def __init__(self, config: RunConfig, parts: Parts, choices: OpenChoices, stop: Stop) -> None:
         self._config, self._parts, self._choices, self._stop = config, parts, choices, stop
-        drawn = train_tasks(config, parts.data).by_shape(torch.arange(config.train.meta_batch))
-        self._episodes = [part.episode for part in drawn]
 
     @cached_property
     def operations(self) -> int:
@@ -287,27 +340,20 @@ class MetaStepTimer:
         choice = self._config.engine
         assert isinstance(choice, Vmap), f"{type(choice)} leaves nothing open"
         engine = dataclasses.replace(choice, chunk=None).build(self._config.algo, self._parts.net)
+        first = train_tasks(self._config, self._parts.data).by_shape(torch.arange(self._config.train.meta_batch))[0]
         counter = OperationCounter()
         with counter:
-            engine.meta_grad(self._parts.meta, self._episodes[0], 0)
+            engine.meta_grad(self._parts.meta, first.episode, 0)
         return counter.count
 
     def seconds(self, engine: DecidedFields, processes: int) -> tuple[float, float]:
-        plan = Plan(engine, processes, self._choices.threads if processes == 1 else 1, {})
-        with executing(plan, self._config, self._parts) as built:
-            first, *others = [self._step_s(built) for _ in range(1 + REPEATS)]
+        task = Assignment("measure", engine, self._choices.threads if processes == 1 else 1, None)
+        with executing(task, processes, self._config, self._parts, OneRank()) as (built, ranks):
+            found = time_steps(self._config, self._parts, built, ranks, self._stop)
             notes = built.notes
         if notes:
             raise RuntimeError(notes[0])
-        return first, statistics.median(others)
-
-    def _step_s(self, engine: Engine) -> float:
-        self._stop.check()
-        start = time.perf_counter()
-        for episode in self._episodes:
-            aux = engine.meta_grad(self._parts.meta, episode, self._config.train.steps // 2)[1]
-            aux.metrics["loss"].item()  # waits for the device
-        return time.perf_counter() - start
+        return found
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -350,10 +396,10 @@ def _checked(plan: Plan, config: RunConfig, path: Path) -> Plan:
         raise RunError(
             f"execution_from={path}: has {foreign[0]}, which engine={config.choices['engine']} knows nothing of"
         )
-    if plan.processes > 1 and config.device.type != "cpu":
+    if plan.processes > 1 and config.device.type != "cpu" and config.devices == "auto":
         raise RunError(
-            f"execution_from={path}: has {plan.processes} processes on a CPU, and device={config.device}; "
-            "set execution_from=null"
+            f"execution_from={path}: has {plan.processes} processes, and device={config.device}; "
+            f"set devices=cuda:{plan.processes}, or devices=1"
         )
     return plan
 

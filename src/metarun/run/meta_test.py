@@ -15,6 +15,7 @@ from torch import Tensor
 from metarun.config.schema import RunConfig
 from metarun.data.tasks.contracts import ClassificationData, Tasks
 from metarun.data.tasks.sinusoids import SinusoidTasks
+from metarun.engine.ranks import Ranks
 from metarun.measures import Estimate, Measure, measures_for
 from metarun.results import plots
 from metarun.run.build import Parts
@@ -26,16 +27,28 @@ PICTURED = 4  # episodes
 GRID = 200  # points of a curve
 
 
-def meta_test(
-    config: RunConfig, parts: Parts, meta: Meta, run: RunDir, tick: Callable[[int], None]
+def score_test_split(
+    config: RunConfig, parts: Parts, meta: Meta, tick: Callable[[int], None], ranks: Ranks
+) -> dict[str, Estimate]:
+    """Each measure on the test split, by its name; on all ranks."""
+    tasks, measures = _test_tasks(config, parts), measures_for(config.kind)
+    episodes, batch = config.eval.test_episodes, config.eval.tasks_at_once
+    return evaluate(parts.engine, meta, tasks, measures, episodes, batch, tick, ranks)
+
+
+def _test_tasks(config: RunConfig, parts: Parts) -> Tasks:
+    """The test split is opened here and nowhere else."""
+    return parts.data.tasks("test", config.task.test, config.seed)
+
+
+def write_test(
+    config: RunConfig, parts: Parts, meta: Meta, run: RunDir, found: Mapping[str, Estimate]
 ) -> dict[str, float]:
-    """Scores the test split, which is opened here and nowhere else, and writes scores and pictures into the run."""
-    tasks = parts.data.tasks("test", config.task.test, config.seed)
+    """Writes scores and pictures into the run. Returns what the summary says of the test."""
     measures, episodes = measures_for(config.kind), config.eval.test_episodes
-    found = evaluate(parts.engine, meta, tasks, measures, episodes, config.eval.tasks_at_once, tick)
     primary = measures[0]
     write_scores(run.scores, found[primary.name])
-    draw_episodes(parts, meta, tasks, run.episodes)
+    draw_episodes(parts, meta, _test_tasks(config, parts), run.episodes)
     summary: dict[str, float] = {}
     for measure in measures:
         summary |= _as_metrics(found[measure.name], f"test/{measure.name}", _interval_name(measure, primary))

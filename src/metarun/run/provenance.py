@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import platform
-import re
 import resource
 import subprocess
 import sys
@@ -77,21 +75,11 @@ def git_state() -> dict[str, str | bool] | None:
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most memory held so far: by tensors on a GPU, else by this process and those that work for it.
+    """The most memory this process has held so far: by tensors on its GPU, else all of it.
 
-    torch itself takes 300 MB of each process.
+    torch itself takes 300 MB of a process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    own = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-    return own + sum(_peak_mb_of(child.pid) for child in multiprocessing.active_children())
-
-
-def _peak_mb_of(pid: int | None) -> float:
-    """The peak of another process, which Linux tells; 0 elsewhere."""
-    try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return 0.0
-    return int(found[1]) / 2**10 if found else 0.0
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

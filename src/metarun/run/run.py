@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,11 +11,12 @@ from metarun.config.device import set_tf32
 from metarun.config.schema import RunConfig
 from metarun.data.splits.split_file import split_text
 from metarun.data.tasks.contracts import ClassificationData
+from metarun.engine.launch_ranks import found
+from metarun.engine.ranks import RankGroup, Ranks
 from metarun.errors import RunError
-from metarun.measures import Estimate
 from metarun.results import plots
-from metarun.run.build import Parts, prepare, train_tasks
-from metarun.run.checkpoint import read_checkpoint
+from metarun.run.build import Parts, prepare
+from metarun.run.checkpoint import read_file
 from metarun.run.directory import (
     RunDir,
     folder_in_use,
@@ -24,17 +26,16 @@ from metarun.run.directory import (
     write_summary,
     write_text,
 )
-from metarun.run.execution import Plan, executing, plan_execution
-from metarun.run.meta_test import meta_test
-from metarun.run.provenance import peak_mb
+from metarun.run.execution import NOTHING_TO_DO, Assignment, Plan, executing, plan_execution
+from metarun.run.follow import follow
+from metarun.run.meta_test import write_test
+from metarun.run.phases import peak_mb_of_all, score_best, train
 from metarun.run.session import Session
 from metarun.torch_setup.allocator import keep_pages
 from metarun.track.console import say, show_result
-from metarun.train.evaluate import evaluate
 from metarun.train.finite import NonFinite
 from metarun.train.interrupt import Interrupted, Stop, listening
-from metarun.train.loop import Intervals, meta_train
-from metarun.types import Artifacts, Meta
+from metarun.types import Artifacts
 
 SHORTEST_S = 1e-9  # in place of 0, for a run of no steps
 
@@ -50,6 +51,20 @@ class Outcome:
 
 def execute(config: RunConfig) -> Outcome:
     """Opens or resumes the run, decides its execution, trains, tests and summarises."""
+    with found(config.device.type) as ranks:
+        if isinstance(ranks, RankGroup):
+            config = dataclasses.replace(config, device=ranks.device)
+        if ranks.rank == 0:
+            return _lead(config, ranks)
+        with listening() as stop:
+            exit_code = follow(config, ranks, stop)
+    if exit_code == RunError.exit_code:
+        raise RunError("rank 0 tells why")  # and this rank is silent
+    return Outcome(None, exit_code)
+
+
+def _lead(config: RunConfig, ranks: Ranks) -> Outcome:
+    """On rank 0, which alone opens the run directory."""
     keep_pages(config.allocator)
     set_tf32(config.tf32)
     parts = prepare(config, say)
@@ -57,6 +72,7 @@ def execute(config: RunConfig) -> Outcome:
         write_or_match_config(run, config)
         summary = read_summary(run)
         if summary is not None:
+            ranks.from_first(NOTHING_TO_DO)
             say(f"{run.path}: this run is finished; its result:")
             show_result(summary, run.path)
             return Outcome(summary, 0)
@@ -66,17 +82,20 @@ def execute(config: RunConfig) -> Outcome:
             try:
                 plan = plan_execution(config, parts, run, stop, say)
             except Interrupted as stopped:
+                ranks.from_first(NOTHING_TO_DO)
                 say(f"{stopped}: before the first step; nothing was begun")
                 return Outcome(None, stopped.exit_code)
-            with executing(plan, config, parts) as engine:
-                return train_and_test(config, parts._replace(engine=engine), run, stop, plan)
+            checkpoint = read_file(run.last) if run.last.exists() else None
+            assignment = Assignment("train", plan.engine, plan.threads, checkpoint)
+            with executing(assignment, plan.processes, config, parts, ranks) as (engine, ranks):
+                return train_and_test(config, parts._replace(engine=engine), run, stop, plan, ranks)
 
 
-def train_and_test(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan) -> Outcome:
-    session = Session(config, parts, run, stop, plan)
+def train_and_test(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan, ranks: Ranks) -> Outcome:
+    session = Session(config, parts, run, stop, plan, ranks)
     exit_code, summary = 1, None
     try:
-        _train(config, parts, session)
+        train(config, parts, session)
         for line in parts.engine.notes:
             session.console.note(f"engine.{line}")
         summary = _test(config, parts, session)
@@ -91,36 +110,14 @@ def train_and_test(config: RunConfig, parts: Parts, run: RunDir, stop: Stop, pla
     return Outcome(summary, exit_code, session.lost)
 
 
-def _train(config: RunConfig, parts: Parts, session: Session) -> None:
-    train, every = config.train, config.eval.every
-    val_tasks = parts.data.tasks("val", config.task.test, config.seed)
-
-    def validate(meta: Meta) -> Estimate:
-        episodes = config.eval.val_episodes
-        tick = session.ticker("meta-validate", episodes)
-        found = evaluate(parts.engine, meta, val_tasks, (session.measure,), episodes, config.eval.tasks_at_once, tick)
-        return found[session.measure.name]
-
-    meta_train(
-        session.state,
-        parts.engine,
-        train_tasks(config, parts.data),
-        session.untimed(validate),
-        session.outer,
-        Intervals(train.steps, train.meta_batch, train.log_every, every, train.save_every),
-        session.measure,
-        session,
-        session.stop,
-    )
-
-
 def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
     """The best checkpoint on the test split, the summary, and the end of the run."""
     run, state = session.run, session.state
     assert state.best is not None, f"step {state.step} was never validated"
-    best = read_checkpoint(run.best, config.device)["meta"]
+    best, scores = score_best(config, parts, session)
+    peak_mb = peak_mb_of_all(config, session)
     with session.outside_training_time():
-        tested = meta_test(config, parts, best, run, session.ticker("meta-test", config.eval.test_episodes))
+        tested = write_test(config, parts, best, run, scores)
     session.add_elapsed()
     curves, _ = plots.curves(run.metrics, run.curves)
     summary = {
@@ -130,7 +127,7 @@ def _test(config: RunConfig, parts: Parts, session: Session) -> dict[str, Any]:
         **session.outer.metrics(state),
         "time/total_s": state.total_s,
         "time/tasks_per_s": config.train.steps * config.train.meta_batch / max(state.train_s, SHORTEST_S),
-        "memory/peak_mb": peak_mb(config.device),
+        "memory/peak_mb": peak_mb,
         **session.plan.summary_metrics(),
         "protocol": session.protocol,
     }

@@ -1,4 +1,7 @@
-"""One sitting at a run, from opening its directory to leaving it: state, clocks, trackers and checkpoints."""
+"""One sitting at a run, from opening its directory to leaving it: state, clocks, trackers and checkpoints.
+
+Rank 0 has a Session. The other ranks have a SilentSession: the same state, and nothing to write.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from metarun.config.schema import RunConfig
+from metarun.engine.ranks import Ranks
 from metarun.measures import Estimate, primary_measure
 from metarun.run.build import Parts, build_outer_step, new_state
-from metarun.run.checkpoint import read_checkpoint, save_checkpoint
+from metarun.run.checkpoint import read_checkpoint, read_file, save_checkpoint
 from metarun.run.directory import RunDir, run_id
 from metarun.run.execution import Plan
 from metarun.run.item_format import item_format_of
@@ -25,17 +29,58 @@ from metarun.train.state import State
 from metarun.types import Meta
 
 
-class Session:
-    """The loop's Recorder."""
+class SilentSession:
+    """The loop's Recorder on a rank that writes nothing."""
 
-    def __init__(self, config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan) -> None:
-        self.config, self.run, self.stop, self.plan = config, run, stop, plan
-        self.protocol = {**protocol(config), "execution": plan.numerics()}
-        self._known = {"config": dict(config.plain), "choices": dict(config.choices), "protocol": self.protocol}
-        self._known["item"] = item_format_of(parts.data).saved()
+    def __init__(self, config: RunConfig, parts: Parts, stop: Stop, ranks: Ranks) -> None:
+        self.config, self.stop, self.ranks = config, stop, ranks
         self.measure = primary_measure(config.kind)
         self.state = new_state(config, parts.meta)
         self.outer = build_outer_step(config)
+
+    def evaluated(self, state: State) -> Meta:
+        """The weights that are validated, kept as the best, and tested."""
+        return self.outer.averaged(state) if self.config.eval.weights == "average" else state.meta
+
+    def best_file(self) -> bytes | None:
+        """The content of best.pt, which rank 0 has."""
+        return None
+
+    def validated(self, state: State, score: Estimate) -> None:
+        """Nothing to write."""
+
+    def best(self, state: State) -> None:
+        """Nothing to write."""
+
+    def save(self, state: State) -> None:
+        """Nothing to write."""
+
+    def stepped(self, state: State, metrics: dict[str, float]) -> None:
+        """Nothing to write."""
+
+    @contextmanager
+    def outside_training_time(self) -> Iterator[None]:
+        """Context manager: the time inside counts for the run, not for training. This rank takes no times."""
+        yield
+
+    def ticker(self, phase: str, total: int) -> Callable[[int], None]:
+        """A function for an evaluation to call between batches: it stops all ranks when one was asked to."""
+
+        def tick(_done: int) -> None:
+            self.stop.check_now(self.ranks)
+
+        return tick
+
+
+class Session(SilentSession):
+    """The loop's Recorder on rank 0."""
+
+    def __init__(self, config: RunConfig, parts: Parts, run: RunDir, stop: Stop, plan: Plan, ranks: Ranks) -> None:
+        super().__init__(config, parts, stop, ranks)
+        self.run, self.plan = run, plan
+        self.protocol = {**protocol(config), "execution": plan.numerics()}
+        self._known = {"config": dict(config.plain), "choices": dict(config.choices), "protocol": self.protocol}
+        self._known["item"] = item_format_of(parts.data).saved()
         self.jsonl = Jsonl(run.metrics, self._resume())
         title, steps = f"{config.group}/seed{config.seed}", config.train.steps
         self.console = Console(title, steps, self.state.step, self.measure, best=self.state.best)
@@ -70,9 +115,8 @@ class Session:
         """Whether a thread of W&B hangs."""
         return self.wandb is not None and self.wandb.lost
 
-    def evaluated(self, state: State) -> Meta:
-        """The weights that are validated, kept as the best, and tested."""
-        return self.outer.averaged(state) if self.config.eval.weights == "average" else state.meta
+    def best_file(self) -> bytes:
+        return read_file(self.run.best)
 
     def validated(self, state: State, score: Estimate) -> None:
         assert score.ci95 is not None, f"{self.measure.name} has no interval"
@@ -106,18 +150,8 @@ class Session:
         self._steps_s += now - self._since - self._untimed_s
         self._since, self._untimed_s = now, 0.0
 
-    def untimed(self, validate: Callable[[Meta], Estimate]) -> Callable[[State], Estimate]:
-        """Validation of the weights to be evaluated, whose time does not count as training."""
-
-        def timed(state: State) -> Estimate:
-            with self.outside_training_time():
-                return validate(self.evaluated(state))
-
-        return timed
-
     @contextmanager
     def outside_training_time(self) -> Iterator[None]:
-        """Context manager: the time inside counts for the run, not for training."""
         start = time.monotonic()
         try:
             yield
@@ -125,11 +159,12 @@ class Session:
             self._untimed_s += time.monotonic() - start
 
     def ticker(self, phase: str, total: int) -> Callable[[int], None]:
-        """A function for an evaluation to call between batches: it shows the progress and stops when asked to."""
+        """It shows the progress too."""
+        check = super().ticker(phase, total)
 
         def tick(done: int) -> None:
             self.console.tick(phase, done, total)
-            self.stop.check()
+            check(done)
 
         return tick
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from metarun.engine.ranks import STOP_SIGNALS, Ranks
+from metarun.torch_setup.torchrun import torchrun_count
 
 
 class Interrupted(Exception):
@@ -26,14 +27,23 @@ class Stop:
     def __init__(self) -> None:
         self.asked: int | None = None
 
-    def check(self) -> None:
-        if self.asked is not None:
-            raise Interrupted(self.asked)
+    def check_step(self, ranks: Ranks) -> None:
+        """Between two steps: all ranks stop at the same one."""
+        _interrupt(ranks.stop_after_step(self.asked))
+
+    def check_now(self, ranks: Ranks) -> None:
+        """Anywhere else; all ranks must be here at the same time."""
+        _interrupt(ranks.stop_anywhere(self.asked))
 
     def hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+        if self.asked is not None and torchrun_count() is None:  # torchrun repeats a signal, and kills after a while
             os._exit(128 + number)
         self.asked = number
+
+
+def _interrupt(asked: int | None) -> None:
+    if asked is not None:
+        raise Interrupted(asked)
 
 
 @contextmanager
@@ -43,7 +53,7 @@ def listening() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.hear) for number in SIGNALS}
+    before = {number: signal.signal(number, stop.hear) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.tasks.contracts import SameShapeTasks, Tasks
+from metarun.engine.ranks import Ranks
 from metarun.measures import Estimate, Measure
 from metarun.train.interrupt import Stop
 from metarun.train.outer import OuterStep
@@ -53,8 +54,10 @@ def meta_train(
     intervals: Intervals,
     measure: Measure,
     recorder: Recorder,
+    ranks: Ranks,
     stop: Stop,
 ) -> State:
+    """Every rank runs this loop, each on its share of the tasks; the gradient is the mean over the tasks of all."""
     while True:
         last = state.step == intervals.steps
         if (last or is_due(state.step, intervals.eval_every)) and state.validated != state.step:
@@ -70,10 +73,12 @@ def meta_train(
             recorder.save(state)
         if last:
             return state
-        stop.check()
+        stop.check_step(ranks)
         first = state.step * intervals.meta_batch
-        parts = train.by_shape(torch.arange(first, first + intervals.meta_batch))
+        index_T = ranks.share(torch.arange(first, first + intervals.meta_batch))
+        parts = train.by_shape(index_T)
         grads, aux = mean_over_shapes([engine.meta_grad(state.meta, part.episode, state.step) for part in parts], parts)
+        grads, aux = ranks.mean(grads, aux, len(index_T) / intervals.meta_batch, stop.asked)
         outer(state, grads, aux)
         state.step += 1
         if is_due(state.step, intervals.log_every):
