@@ -48,7 +48,9 @@ def follow(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
         elif assignment.purpose == "train":
             session = SilentSession(config, parts, stop, ranks)
             if assignment.checkpoint is not None:
-                session.state.restore(decode_checkpoint(assignment.checkpoint, config.folder / "last.pt", config.device))
+                session.state.restore(
+                    decode_checkpoint(assignment.checkpoint, config.folder / "last.pt", config.device)
+                )
             train(config, parts, session)
             score_best(config, parts, session)
             peak_mb_of_all(config, session)
