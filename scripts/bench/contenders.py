@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import Listener
 from typing import Any, NamedTuple
 
 import torch
@@ -139,7 +140,9 @@ def build(choice: Choice, job: Job, until: ExitStack) -> Built:
 
 def _over_ranks(choice: Choice, engine: Engine, job: Job, until: ExitStack) -> Built:
     """This process is rank 0, with one thread while a step lasts; other contenders have all threads in their turn."""
+    listener = until.enter_context(Listener(family="AF_UNIX"))
     order = rank_work.Order(
+        address=str(listener.address),
         workload=job.workload.name,
         words=list(choice.words),
         fields=dict(choice.fields),
@@ -148,14 +151,20 @@ def _over_ranks(choice: Choice, engine: Engine, job: Job, until: ExitStack) -> B
         quick=job.quick,
     )
     ranks = until.enter_context(started(choice.processes, "cpu", "bench.rank_work:work", order._asdict()))
-    until.callback(rank_work.call, ranks, rank_work.END)
+    others = [until.enter_context(listener.accept()) for _ in range(choice.processes - 1)]
+
+    def say(word: bytes) -> None:
+        for other in others:
+            other.send_bytes(word)
+
+    until.callback(say, rank_work.END)
     mine = rank_work.share(ranks, job.episode)
     threads = torch.get_num_threads()
 
     def step(_: Episode) -> Meta:
         torch.set_num_threads(1)
         try:
-            rank_work.call(ranks, rank_work.STEP)
+            say(rank_work.STEP)
             return rank_work.meta_step(ranks, engine, job, mine)
         finally:
             torch.set_num_threads(threads)

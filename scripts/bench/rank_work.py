@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.connection import Client
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +14,13 @@ from metarun.engine.task_axis import num_tasks
 from metarun.torch_setup.allocator import keep_pages
 from metarun.types import Engine, Episode, Meta
 
-STEP, END = 1, 0
+STEP, END = b"step", b"end"  # what rank 0 says
 
 
 class Order(NamedTuple):
     """A job in plain values."""
 
+    address: str  # of the socket on which rank 0 says what is next: a training loop does not wait for anybody's word
     workload: str
     words: list[str]
     fields: dict[str, Any]
@@ -36,13 +38,9 @@ def work(ranks: RankGroup, values: dict[str, Any]) -> None:
     job = make_job(WORKLOADS[order.workload], torch.device("cpu"), dtype, order.tasks, order.quick)
     engine = engine_of(tuple(order.words), order.fields).build(job.algo, job.net)
     mine = share(ranks, job.episode)
-    while call(ranks, END) == STEP:
-        meta_step(ranks, engine, job, mine)
-
-
-def call(ranks: RankGroup, word: int) -> int:
-    """Rank 0 says what is next. Between two steps the others wait here and take no time from other contenders."""
-    return int(ranks.broadcast(torch.tensor(word)))
+    with Client(order.address) as from_first:
+        while from_first.recv_bytes() == STEP:  # between two steps it takes no time from other contenders
+            meta_step(ranks, engine, job, mine)
 
 
 def share(ranks: RankGroup, episode: Episode) -> Episode:
