@@ -16,7 +16,12 @@ import pytest
 import torch
 
 from metarun.cli.main import main
+from metarun.config.compose import compose
+from metarun.config.schema import check_config
+from metarun.run.build import prepare
 from metarun.run.checkpoint import read_checkpoint
+from metarun.run.execution import MetaStepTimer, open_choices
+from metarun.train.interrupt import Interrupted, Stop
 from support import small
 from support.runs import TINY, only_run, outcome, rows, start, wait_until
 
@@ -144,6 +149,19 @@ def test_another_number_of_ranks_goes_on(alone: Path, capsys: pytest.CaptureFixt
     assert "begun by 1 process and goes on with 2" in capsys.readouterr().out
     assert main([*words[:-1], "devices=1", "out=whole"]) == 0
     assert_same_result(only_run(alone / "whole"), only_run(alone / "two"))
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_on_two_ranks_and_can_be_stopped() -> None:
+    composed = compose([*RUNS, "devices=auto"])
+    config, stop = check_config(composed.plain, composed.choices), Stop()
+    parts = prepare(config, lambda _: None)
+    timer = MetaStepTimer(config, parts, open_choices(config, begun=False), stop)
+    first_s, step_s = timer.seconds({"compile": "off"}, 2)
+    assert min(first_s, step_s) > 0
+    stop.asked = signal.SIGTERM
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        timer.seconds({"compile": "off"}, 2)
 
 
 def children(of: int) -> list[int]:

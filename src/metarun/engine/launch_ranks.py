@@ -87,7 +87,7 @@ class PeersWatch:
                 selector.register(each, selectors.EVENT_READ, rank)
             while self._sockets:  # none: a group of one rank
                 for rank in [key.data for key, _ in selector.select()]:
-                    data = _receive(self._sockets[rank])
+                    data = _receive_bytes(self._sockets[rank])
                     if not data:
                         self._end(rank, received[rank].lstrip(READY).decode(errors="replace"))
                         return
@@ -144,13 +144,13 @@ class FirstRankWatch:
             self._socket.sendall(data)
 
     def _listen(self) -> None:
-        while _receive(self._socket):
+        while _receive_bytes(self._socket):
             pass
         if not self._leaving.is_set():
             os._exit(RunError.exit_code)
 
 
-def _receive(from_rank: socket.socket) -> bytes:
+def _receive_bytes(from_rank: socket.socket) -> bytes:
     """Empty when the other end is closed."""
     try:
         return from_rank.recv(4096)

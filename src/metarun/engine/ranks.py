@@ -136,7 +136,7 @@ class RankGroup:
         groups = [*grads.values(), aux.metrics, aux.buffers]
         tensors = [value for params in groups for value in params.values()]
         # A new tensor at each step: the results are views of it, and the outer step may keep them.
-        flat = torch.cat([*(value.reshape(-1) for value in tensors), _request(asked).to(tensors[0])]).mul_(share)
+        flat = torch.cat([*(value.reshape(-1) for value in tensors), _stop_request(asked).to(tensors[0])]).mul_(share)
         self._all_reduce(flat)
         *pieces, request = torch.split(flat, [*(value.numel() for value in tensors), len(STOP_SIGNALS)])
         self._read_later(request)
@@ -162,7 +162,7 @@ class RankGroup:
         return self._stop
 
     def stop_anywhere(self, asked: int | None) -> int | None:
-        self._stop = self._stop or _requested(self.sum(_request(asked)))
+        self._stop = self._stop or _requested(self.sum(_stop_request(asked)))
         return self._stop
 
     def sum(self, values: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def share_sizes(tasks: int, count: int) -> list[int]:
     return [least + (rank >= count - over) for rank in range(count)]
 
 
-def _request(asked: int | None) -> Tensor:
+def _stop_request(asked: int | None) -> Tensor:
     """A signal as numbers that can be summed: 1 for the one that was sent."""
     return torch.tensor([float(asked == number) for number in STOP_SIGNALS])
 
