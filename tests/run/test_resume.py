@@ -49,6 +49,7 @@ CHAIN = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_and_never_with_every_outer_transform(alone: Path) -> None:
     """Saved at every step: within accumulated ones too."""
     words = [*WORDS, *CHAIN, "train.steps=100"]

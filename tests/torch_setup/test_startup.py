@@ -129,6 +129,7 @@ def test_the_compiler_comes_when_it_is_asked(use: str) -> None:
     assert "torch._dynamo.convert_frame" in imported(*lines)
 
 
+@pytest.mark.slow
 def test_the_compiler_that_is_there_already_stays() -> None:
     imported(
         "import torch._dynamo as before",

@@ -39,7 +39,7 @@ def decode_checkpoint(file: bytes, path: Path, device: torch.device) -> dict[str
     try:
         content: dict[str, Any] = torch.load(BytesIO(file), map_location=device, weights_only=True)
         found = content["format"]
-    except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     if found != CHECKPOINT_FORMAT:
         raise RunError(

@@ -50,7 +50,9 @@ def assert_same(
     assert fast.notes == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case == "maml" else case for case in CASES]
+)
 def test_compiled_is_eager(case: str) -> None:
     name, algo = CASES[case]
     net, weights = network(name)
@@ -110,7 +112,7 @@ def test_a_rolled_loop_is_an_unrolled_one(case: str, chunk: int, traced: list[in
 ROLLED = {"cavia": 3, "imaml": 2, "kfo": 3, "l2o": 3, "lstm": 3, "mamlpp": 3, "reptile": 2}
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 2])  # 2: under vmap, which is more
 @pytest.mark.parametrize("name", ROLLED)
 def test_presets_rolled(name: str, chunk: int, traced: list[int]) -> None:
     algo, net, meta, episode = prepared(name, "classes")
