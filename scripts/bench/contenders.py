@@ -19,7 +19,7 @@ from bench.unavailable import Unavailable
 from bench.workloads import Job, load_config
 from metarun.config.compose import compose
 from metarun.config.convert import values_of
-from metarun.engine.launch_ranks import started
+from metarun.engine.launch_ranks import started_ranks
 from metarun.errors import ConfigError
 from metarun.run.execution import REPEATS, DecidedFields, OpenChoices, OperationCounter, decide, open_fields
 from metarun.types import Engine, EngineChoice, Episode, Meta
@@ -150,7 +150,7 @@ def _over_ranks(choice: Choice, engine: Engine, job: Job, until: ExitStack) -> B
         double=next(iter(job.meta["weights"].values())).dtype == torch.float64,
         quick=job.quick,
     )
-    ranks = until.enter_context(started(choice.processes, "cpu", "bench.rank_work:work", order._asdict()))
+    ranks = until.enter_context(started_ranks(choice.processes, "cpu", "bench.rank_work:work", order._asdict()))
     others = [until.enter_context(listener.accept()) for _ in range(choice.processes - 1)]
 
     def say(word: bytes) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metarun.cli.main import main
-from metarun.engine.launch_ranks import started
+from metarun.engine.launch_ranks import started_ranks
 from metarun.engine.ranks import OneRank, share_sizes
 from metarun.errors import RunError
 from metarun.run import build
@@ -37,7 +37,7 @@ def test_ranks_compute_what_one_process_computes(count: int, monkeypatch: pytest
     monkeypatch.setattr(build, "DTYPE", torch.float64)
     order = ranked.configs_of(CASES)
     alone = ranked.step_all(OneRank(), order)
-    with started(count, "cpu", "support.ranked:work", order) as ranks:
+    with started_ranks(count, "cpu", "support.ranked:work", order) as ranks:
         together = ranked.step_all(ranks, order)
         steps, known, known_by_itself = ranked.stopped_at(ranks)
     for name, expected in alone.items():
@@ -60,7 +60,7 @@ def test_ranks_compute_what_one_process_computes(count: int, monkeypatch: pytest
     ],
 )
 def test_what_fails_in_a_rank_is_told_in_a_line(task: str, line: str) -> None:
-    with pytest.raises(RunError, match=line), started(2, "cpu", task, None) as ranks:
+    with pytest.raises(RunError, match=line), started_ranks(2, "cpu", task, None) as ranks:
         ranks.sum(torch.ones(1))
 
 

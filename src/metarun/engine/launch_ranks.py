@@ -163,7 +163,7 @@ def _line_of(problem: BaseException) -> str:
 
 
 @contextmanager
-def started(count: int, kind: str, task: str, order: object) -> Iterator[RankGroup]:
+def started_ranks(count: int, kind: str, task: str, order: object) -> Iterator[RankGroup]:
     """Context manager: this process is rank 0 of `count` ranks on this machine, on CPUs or GPUs (`kind`: cpu, cuda).
 
     Each of the others is a fresh interpreter with this one's sys.path and one thread. It calls `task`, named as
@@ -273,7 +273,7 @@ _connections = itertools.count()  # each has its own keys in torchrun's store
 
 
 @contextmanager
-def found(kind: str) -> Iterator[Ranks]:
+def ranks_of_torchrun(kind: str) -> Iterator[Ranks]:
     """Context manager: the ranks that torchrun has started, or this process alone."""
     count = torchrun_count() or 1
     if count == 1:

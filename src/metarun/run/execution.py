@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metarun.config.device import cores
 from metarun.config.schema import RunConfig
 from metarun.data.store.pool import cache_root
-from metarun.engine.launch_ranks import started
+from metarun.engine.launch_ranks import started_ranks
 from metarun.engine.ranks import OneRank, Ranks
 from metarun.engine.vmap import Vmap
 from metarun.errors import RunError
@@ -305,7 +305,7 @@ def executing(
             return
         assert ranks.count == 1, f"{ranks.count} ranks are there, and {processes} are wanted"
         order = {"plain": dict(config.plain), "choices": dict(config.choices)}
-        with started(processes, config.device.type, "metarun.run.follow:started_rank", order) as group:
+        with started_ranks(processes, config.device.type, "metarun.run.follow:started_rank", order) as group:
             group.from_first(assignment)
             yield engine, group
     finally:

@@ -11,7 +11,7 @@ from metarun.config.device import set_tf32
 from metarun.config.schema import RunConfig
 from metarun.data.splits.split_file import split_text
 from metarun.data.tasks.contracts import ClassificationData
-from metarun.engine.launch_ranks import found
+from metarun.engine.launch_ranks import ranks_of_torchrun
 from metarun.engine.ranks import RankGroup, Ranks
 from metarun.errors import RunError
 from metarun.results import plots
@@ -51,7 +51,7 @@ class Outcome:
 
 def execute(config: RunConfig) -> Outcome:
     """Opens or resumes the run, decides its execution, trains, tests and summarises."""
-    with found(config.device.type) as ranks:
+    with ranks_of_torchrun(config.device.type) as ranks:
         if isinstance(ranks, RankGroup):
             config = dataclasses.replace(config, device=ranks.device)
         if ranks.rank == 0:
